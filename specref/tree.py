@@ -1,0 +1,169 @@
+"""Trees: the one shape of every proposal.
+
+A tree is a list of nodes, parents before children.  A chain is the thin
+tree, k i.i.d. candidates the bushy one, an empty tree plain decoding.
+
+Does not handle: batches.  A tree belongs to one row; `pack` lays the trees
+of several rows side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+ROOT = -1  # parent of the children of the last committed token
+DEAD = -2  # parent of a padding node: attends to itself only, never kept
+
+IID = "iid"
+WITHOUT_REPLACEMENT = "without_replacement"
+DETERMINISTIC = "deterministic"
+KINDS = (IID, WITHOUT_REPLACEMENT, DETERMINISTIC)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One row's proposal.
+
+    Attributes:
+        tokens: node tokens, in an order where parents precede children
+            and siblings stand in the order in which they were drawn.
+        parents: index of each node's parent, ``ROOT`` for the children of
+            the last committed token.
+        kind: how siblings were made: ``iid`` draws from one law,
+            ``without_replacement`` draws (each from the law with its
+            earlier siblings removed and renormalised), or
+            ``deterministic`` (a function of the context, such as top-k).
+        q: ``[m, V]`` laws, or None for deterministic trees.  For draws
+            without replacement it is the law before any removal.
+        law_of: row of ``q`` that node ``i`` was drawn from.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    kind: str = DETERMINISTIC
+    q: Tensor | None = None
+    law_of: tuple[int, ...] = ()
+    _children: dict[int, list[int]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.parents):
+            raise ValueError(
+                f"parents must have one entry per token, got "
+                f"{len(self.parents)} for {len(self.tokens)} tokens"
+            )
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
+        if self.tokens and self.kind != DETERMINISTIC:
+            if self.q is None or len(self.law_of) != len(self.tokens):
+                raise ValueError(
+                    f"a tree of kind {self.kind!r} needs q and one law_of "
+                    "entry per node: the law each token was drawn from"
+                )
+        for i, parent in enumerate(self.parents):
+            if not ROOT <= parent < i:
+                raise ValueError(
+                    f"parents[{i}] must be in [-1, {i}), got {parent}"
+                )
+            self._children.setdefault(parent, []).append(i)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def children(self, node: int) -> list[int]:
+        """Children of ``node`` (or ``ROOT``), in the order drawn."""
+        return self._children.get(node, [])
+
+    def law(self, node: int) -> Tensor:
+        """``[V]``: the law that ``node`` was drawn from."""
+        return self.q[self.law_of[node]]
+
+    def path(self, node: int) -> list[int]:
+        """Nodes from the first level down to ``node``; [] for ``ROOT``."""
+        out: list[int] = []
+        while node != ROOT:
+            out.append(node)
+            node = self.parents[node]
+        return out[::-1]
+
+    def depth(self, node: int) -> int:
+        """1 for a child of the root; 0 for ``ROOT``."""
+        return len(self.path(node))
+
+    @property
+    def height(self) -> int:
+        return max((self.depth(i) for i in range(len(self))), default=0)
+
+    @property
+    def is_chain(self) -> bool:
+        return all(p == i - 1 for i, p in enumerate(self.parents))
+
+
+EMPTY = Tree((), ())
+
+
+def chain(tokens: Sequence[int], q: Tensor | None = None) -> Tree:
+    """A chain of ``tokens``; ``q`` ``[gamma, V]`` if they were sampled."""
+    n = len(tokens)
+    parents = tuple(range(-1, n - 1))
+    if q is None:
+        return Tree(tuple(tokens), parents)
+    return Tree(tuple(tokens), parents, IID, q, tuple(range(n)))
+
+
+def depths(parents: Tensor) -> Tensor:
+    """Depth of each node, ``[B, n]`` long; 0 for nodes without a parent.
+
+    ``ROOT`` and ``DEAD`` nodes have depth 0 here: they sit directly after
+    the committed tokens.
+    """
+    out = torch.zeros_like(parents)
+    for i in range(1, parents.shape[1]):
+        p = parents[:, i]
+        above = out.gather(1, p.clamp(min=0).unsqueeze(1)).squeeze(1) + 1
+        out[:, i] = torch.where(p >= 0, above, 0)
+    return out
+
+
+def ancestors(parents: Tensor) -> Tensor:
+    """``[B, n, n]`` bool: entry (i, j) says that i may see j.
+
+    A node sees itself and its ancestors.  Siblings and cousins do not see
+    each other; a padding node sees itself only and nobody sees it.
+    """
+    batch, n = parents.shape
+    eye = torch.eye(n, dtype=torch.bool, device=parents.device)
+    out = eye.expand(batch, n, n).clone()
+    rows = torch.arange(batch, device=parents.device)
+    for i in range(1, n):
+        p = parents[:, i]
+        above = out[rows, p.clamp(min=0)] & (p >= 0).unsqueeze(1)
+        out[:, i] |= above
+    return out
+
+
+def pack(
+    last: Sequence[int], trees: Sequence[Tree], device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Lay rows side by side: the last committed token, then its tree.
+
+    Returns:
+        tokens ``[B, 1 + n]`` and parents ``[B, 1 + n]`` for `LM.forward`;
+        node ``i`` of a tree is entry ``i + 1``.  Short rows end in
+        padding nodes (parent ``DEAD``), whose token is never read.
+    """
+    width = 1 + max(len(t) for t in trees)
+    tokens, parents = [], []
+    for first, t in zip(last, trees, strict=True):
+        pad = width - 1 - len(t)
+        tokens.append([first, *t.tokens, *[0] * pad])
+        parents.append([ROOT, *[p + 1 for p in t.parents], *[DEAD] * pad])
+    return (
+        torch.tensor(tokens, device=device),
+        torch.tensor(parents, device=device),
+    )

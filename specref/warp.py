@@ -1,0 +1,77 @@
+"""Temperature, top-k and top-p: from logits to the law that is sampled.
+
+The same `Warp` is applied to the target's and the draft's logits, before
+any ratio is formed (Leviathan et al. 2023, section 2.2).  The order is
+temperature, then top-k, then top-p.  Ties at the edge of top-k are kept
+(as transformers does); ties inside top-p are ranked lower index first.
+
+Does not handle: penalties and other functions of the prefix; those are
+logits processors, see `specref.decode`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Warp:
+    """Settings of the sampling law.
+
+    Attributes:
+        temperature: 0 means greedy: all mass on the first largest logit.
+        top_k: keep the k largest logits, None keeps all.
+        top_p: keep the smallest set of largest probabilities whose sum
+            reaches ``top_p``, None or 1.0 keeps all.
+    Raises:
+        ValueError: on values outside their range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise ValueError(
+                f"temperature must be at least 0 and finite, got "
+                f"{self.temperature}"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """``[..., V]`` logits -> ``[..., V]`` probabilities.
+
+        Logits of ``-inf`` get probability zero.
+        """
+        if self.greedy:
+            out = torch.zeros_like(logits)
+            return out.scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        scores = logits / self.temperature
+        if self.top_k is not None and self.top_k < scores.shape[-1]:
+            edge = scores.topk(self.top_k, -1).values[..., -1:]
+            scores = scores.masked_fill(scores < edge, float("-inf"))
+        prob = scores.softmax(-1)
+        if self.top_p is None or self.top_p >= 1.0:
+            return prob
+        return _nucleus(prob, self.top_p)
+
+
+def _nucleus(prob: Tensor, top_p: float) -> Tensor:
+    """Zero the tail beyond ``top_p`` and renormalise."""
+    value, index = prob.sort(-1, descending=True, stable=True)
+    before = value.cumsum(-1) - value  # mass ranked above each entry
+    keep = before < top_p
+    value = value * keep
+    value = value / value.sum(-1, keepdim=True)
+    return torch.zeros_like(prob).scatter_(-1, index, value)
