@@ -116,35 +116,23 @@ def chain(tokens: Sequence[int], q: Tensor | None = None) -> Tree:
     return Tree(tuple(tokens), parents, IID, q, tuple(range(n)))
 
 
-def depths(parents: Tensor) -> Tensor:
-    """Depth of each node, ``[B, n]`` long; 0 for nodes without a parent.
-
-    ``ROOT`` and ``DEAD`` nodes have depth 0 here: they sit directly after
-    the committed tokens.
-    """
-    out = torch.zeros_like(parents)
-    for i in range(1, parents.shape[1]):
-        p = parents[:, i]
-        above = out.gather(1, p.clamp(min=0).unsqueeze(1)).squeeze(1) + 1
-        out[:, i] = torch.where(p >= 0, above, 0)
-    return out
-
-
 def ancestors(parents: Tensor) -> Tensor:
-    """``[B, n, n]`` bool: entry (i, j) says that i may see j.
+    """``[B, n, n]`` bool: entry (i, j) says that node i may see node j.
 
     A node sees itself and its ancestors.  Siblings and cousins do not see
     each other; a padding node sees itself only and nobody sees it.
+    ``parents`` is ``[B, n]``.  Depth is the row sum minus one.
     """
-    batch, n = parents.shape
-    eye = torch.eye(n, dtype=torch.bool, device=parents.device)
-    out = eye.expand(batch, n, n).clone()
-    rows = torch.arange(batch, device=parents.device)
-    for i in range(1, n):
-        p = parents[:, i]
-        above = out[rows, p.clamp(min=0)] & (p >= 0).unsqueeze(1)
-        out[:, i] |= above
-    return out
+    n = parents.shape[1]
+    where = torch.arange(n, device=parents.device)
+    hop = parents.unsqueeze(2) == where  # no column matches ROOT or DEAD
+    reach = hop | torch.eye(n, dtype=torch.bool, device=parents.device)
+    # Squaring doubles the distance covered: no loop over nodes, no
+    # synchronisation with a GPU.
+    for _ in range(max(n - 1, 1).bit_length()):
+        wide = reach.float()
+        reach = (wide @ wide) > 0
+    return reach
 
 
 def pack(

@@ -1,0 +1,205 @@
+"""Weights for `Llama`: from safetensors, or from a live transformers model.
+
+Every tensor of the source must be known and every tensor of the model must
+be found, with its exact shape; anything else is an error that names it.
+Does not handle: pickled checkpoints, quantised checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specref.lm.llama import Llama, LlamaConfig
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+# Their names, ours; "#" is the layer.  Fused targets list their parts.
+_PLAIN = {
+    "model.embed_tokens.weight": "embed.weight",
+    "model.norm.weight": "norm.weight",
+    "lm_head.weight": "head.weight",
+    "model.layers.#.input_layernorm.weight": "layers.#.input_norm.weight",
+    "model.layers.#.post_attention_layernorm.weight": (
+        "layers.#.post_norm.weight"
+    ),
+    "model.layers.#.self_attn.o_proj.weight": "layers.#.o.weight",
+    "model.layers.#.self_attn.q_norm.weight": "layers.#.q_norm.weight",
+    "model.layers.#.self_attn.k_norm.weight": "layers.#.k_norm.weight",
+    "model.layers.#.mlp.down_proj.weight": "layers.#.down.weight",
+}
+_FUSED = {
+    "layers.#.qkv": [f"model.layers.#.self_attn.{x}_proj" for x in "qkv"],
+    "layers.#.gate_up": [f"model.layers.#.mlp.{x}_proj" for x in ("gate", "up")],
+}
+_IGNORED = re.compile(r"rotary_emb\.inv_freq$")
+
+
+def config_from_hf(raw: Mapping[str, Any]) -> LlamaConfig:
+    """A `LlamaConfig` from the fields of a transformers ``config.json``.
+
+    Raises:
+        ValueError: a model family or an option that `Llama` lacks.
+    """
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(
+            f"model_type must be one of {FAMILIES}, got {family!r}: use "
+            "specref.lm.HF for other architectures"
+        )
+    heads = raw["num_attention_heads"]
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    window = raw.get("sliding_window")
+    if family.startswith("qwen") and not raw.get("use_sliding_window"):
+        window = None
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"hidden_act must be 'silu', got {raw['hidden_act']!r}")
+    return LlamaConfig(
+        vocab_size=raw["vocab_size"],
+        hidden_size=raw["hidden_size"],
+        num_hidden_layers=raw["num_hidden_layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+        intermediate_size=raw["intermediate_size"],
+        rope_theta=rope.get("rope_theta", raw.get("rope_theta") or 10_000.0),
+        rope_scaling=rope if "factor" in rope else None,
+        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+        max_position_embeddings=raw.get("max_position_embeddings", 8192),
+        tie_word_embeddings=raw.get("tie_word_embeddings", False),
+        qkv_bias=raw.get("attention_bias", family == "qwen2"),
+        qk_norm=family == "qwen3",
+        sliding_window=window,
+    )
+
+
+def _take(source: dict[str, Tensor], name: str) -> Tensor:
+    if name not in source:
+        raise ValueError(f"weights lack tensor {name!r}")
+    return source.pop(name)
+
+
+def translate(source: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """transformers names -> ours, with q/k/v and gate/up fused.
+
+    Raises:
+        ValueError: a tensor that no rule knows, or half of a fused group.
+    """
+    left, out = dict(source), {}
+    for name in [n for n in left if _IGNORED.search(n)]:
+        del left[name]
+    spots = ["", *map(str, range(layers))]
+    for theirs, ours in _PLAIN.items():
+        for i in spots[1:] if "#" in theirs else spots[:1]:
+            if theirs.replace("#", i) in left:
+                out[ours.replace("#", i)] = left.pop(theirs.replace("#", i))
+    for ours, parts in _FUSED.items():
+        for i in spots[1:]:
+            names = [p.replace("#", i) for p in parts]
+            for end in ("weight", "bias"):
+                if end == "weight" or f"{names[0]}.bias" in left:
+                    fused = [_take(left, f"{n}.{end}") for n in names]
+                    out[f"{ours.replace('#', i)}.{end}"] = torch.cat(fused)
+    if left:
+        raise ValueError(f"weights have unknown tensor {min(left)!r}")
+    return out
+
+
+def assign(model: Llama, state: Mapping[str, Tensor]) -> Llama:
+    """Copy ``state`` (our names) into ``model``, dtype converted.
+
+    Raises:
+        ValueError: missing or unknown tensor, or a wrong shape (both named).
+    """
+    own = dict(model.named_parameters())
+    if model.head.weight is model.embed.weight:
+        own.pop("head.weight", None)
+        state = {k: v for k, v in state.items() if k != "head.weight"}
+    for name in sorted(own.keys() - state.keys()):
+        raise ValueError(f"weights lack tensor {name!r}")
+    for name in sorted(state.keys() - own.keys()):
+        raise ValueError(f"weights have unknown tensor {name!r}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
+                raise ValueError(
+                    f"tensor {name!r} must have shape {tuple(tensor.shape)}, "
+                    f"got {tuple(state[name].shape)}"
+                )
+            tensor.copy_(state[name])
+    return model
+
+
+def empty(config: LlamaConfig, dtype: torch.dtype, device: str) -> Llama:
+    """A `Llama` with uninitialised weights (no time spent on random ones)."""
+    with torch.device("meta"):
+        model = Llama(config)
+    model = model.to(dtype).to_empty(device=device)
+    if config.tie_word_embeddings:
+        model.head.weight = model.embed.weight
+    return model.requires_grad_(False).eval()
+
+
+def read_safetensors(folder: str | Path) -> dict[str, Tensor]:
+    """All tensors of the ``*.safetensors`` files of a folder.
+
+    Raises:
+        ValueError: no file, or a truncated or altered one (named).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"no *.safetensors file in {folder}")
+    out: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            out.update(load_file(file))
+        except SafetensorError as error:
+            raise ValueError(
+                f"weight file {file.name} is truncated or altered ({error}); "
+                "delete it and fetch it again"
+            ) from error
+    return out
+
+
+def from_folder(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Llama:
+    """A `Llama` from ``config.json`` and safetensors in ``folder``."""
+    raw = json.loads((Path(folder) / "config.json").read_text())
+    config = config_from_hf(raw)
+    model = empty(config, dtype, device)
+    state = translate(read_safetensors(folder), config.num_hidden_layers)
+    model.eos = eos_ids(raw)
+    return assign(model, state)
+
+
+def from_transformers(
+    model: Any, dtype: torch.dtype | None = None, device: str | None = None
+) -> Llama:
+    """A `Llama` with the weights of a live transformers model."""
+    raw = model.config.to_dict()
+    config = config_from_hf(raw)
+    weight: Callable = model.get_input_embeddings().weight
+    out = empty(config, dtype or weight.dtype, device or str(weight.device))
+    state = translate(model.state_dict(), config.num_hidden_layers)
+    out.eos = eos_ids(raw)
+    return assign(out, state)
+
+
+def eos_ids(raw: Mapping[str, Any]) -> tuple[int, ...]:
+    """End-of-sequence ids of a config: one, several or none."""
+    eos = raw.get("eos_token_id")
+    if eos is None:
+        return ()
+    return tuple(eos) if isinstance(eos, list | tuple) else (eos,)
