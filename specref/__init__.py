@@ -13,9 +13,9 @@ __version__ = "0.1.0"
 
 _SUBMODULES = ("theory", "lm", "rules", "draft", "train", "plots")
 _NAMES = {
-    "generate": "specref.decode",
-    "stream": "specref.decode",
-    "Report": "specref.decode",
+    "generate": "specref.api",
+    "stream": "specref.api",
+    "Report": "specref.api",
     "Round": "specref.decode",
     "load": "specref.lm.zoo",
     "law": "specref.laws",

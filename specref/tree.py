@@ -137,21 +137,21 @@ def ancestors(parents: Tensor) -> Tensor:
 
 def pack(
     last: Sequence[int], trees: Sequence[Tree], device: torch.device | str
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Lay rows side by side: the last committed token, then its tree.
 
     Returns:
         tokens ``[B, 1 + n]`` and parents ``[B, 1 + n]`` for `LM.forward`;
         node ``i`` of a tree is entry ``i + 1``.  Short rows end in
         padding nodes (parent ``DEAD``), whose token is never read.
+        Parents are None when every row is a full chain.
     """
     width = 1 + max(len(t) for t in trees)
+    line = all(t.is_chain and len(t) == width - 1 for t in trees)
     tokens, parents = [], []
     for first, t in zip(last, trees, strict=True):
         pad = width - 1 - len(t)
         tokens.append([first, *t.tokens, *[0] * pad])
         parents.append([ROOT, *[p + 1 for p in t.parents], *[DEAD] * pad])
-    return (
-        torch.tensor(tokens, device=device),
-        torch.tensor(parents, device=device),
-    )
+    ids = torch.tensor(tokens, device=device)
+    return ids, None if line else torch.tensor(parents, device=device)

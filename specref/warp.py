@@ -5,12 +5,13 @@ any ratio is formed (Leviathan et al. 2023, section 2.2).  The order is
 temperature, then top-k, then top-p.  Ties at the edge of top-k are kept
 (as transformers does); ties inside top-p are ranked lower index first.
 
-Does not handle: penalties and other functions of the prefix; those are
-logits processors, see `specref.decode`.
+Penalties and other functions of the prefix are logits processors; a
+`Sampling` applies them before the warp.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,3 +76,50 @@ def _nucleus(prob: Tensor, top_p: float) -> Tensor:
     value = value * keep
     value = value / value.sum(-1, keepdim=True)
     return torch.zeros_like(prob).scatter_(-1, index, value)
+
+
+Processor = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a next token is chosen from logits: processors, then a `Warp`.
+
+    Attributes:
+        processors: functions of (``input_ids [1, n]``, ``scores [1, V]``)
+            as in transformers.  Each position is processed with its true
+            prefix, for the target and the draft alike.
+    """
+
+    warp: Warp = Warp()
+    processors: tuple[Processor, ...] = ()
+
+    @property
+    def greedy(self) -> bool:
+        return self.warp.greedy
+
+    def scores(
+        self, logits: Tensor, prefixes: Sequence[Sequence[int]] | None
+    ) -> Tensor:
+        """``[n, V]`` logits after the processors.
+
+        Args:
+            prefixes: the ``n`` token sequences that the logits follow; not
+                read (and may be None) when there are no processors.
+        """
+        if not self.processors:
+            return logits
+        out = logits.clone()
+        for i, prefix in enumerate(prefixes):
+            ids = torch.tensor([list(prefix)], device=logits.device)
+            row = out[i : i + 1]
+            for process in self.processors:
+                row = process(ids, row)
+            out[i] = row[0]
+        return out
+
+    def law(
+        self, logits: Tensor, prefixes: Sequence[Sequence[int]] | None = None
+    ) -> Tensor:
+        """``[n, V]`` logits -> the laws that tokens are drawn from."""
+        return self.warp(self.scores(logits, prefixes))

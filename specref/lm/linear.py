@@ -1,8 +1,9 @@
-"""A linear layer with three ways to hold its weight.
+"""A linear layer with four ways to hold its weight.
 
 Plain (any device, trainable); packed once for oneDNN on the CPU, which
 otherwise lays the matrix out again on every call with more than one row;
-and weight-only int8 with one scale per output.
+weight-only int8 with one scale per output; weight-only int4 with a scale
+and a zero per group of 32 inputs.  The last two are for drafts.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+GROUP = 32
 
 
 class Linear(nn.Module):
@@ -22,18 +25,25 @@ class Linear(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
         self._packed: Tensor | None = None
         self._int8: tuple[Tensor, Tensor] | None = None
+        self._int4: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self._packed is not None:
             return torch.ops.mkldnn._linear_pointwise(
                 x, self._packed, self.bias, "none", [], ""
             )
+        if self._int8 is None and self._int4 is None:
+            return F.linear(x, self.weight, self.bias)
+        flat = x.reshape(-1, x.shape[-1])
         if self._int8 is not None:
-            flat = x.reshape(-1, x.shape[-1])
             out = torch._weight_int8pack_mm(flat, *self._int8)
-            out = out.view(*x.shape[:-1], -1)
-            return out if self.bias is None else out + self.bias
-        return F.linear(x, self.weight, self.bias)
+        else:
+            weight, scales = self._int4
+            out = torch.ops.aten._weight_int4pack_mm_for_cpu(
+                flat, weight, GROUP, scales
+            )
+        out = out.view(*x.shape[:-1], -1)
+        return out if self.bias is None else out + self.bias
 
     def pack(self) -> None:
         """Repack for the CPU; a no-op on other devices."""
@@ -46,10 +56,42 @@ class Linear(nn.Module):
                 self.weight.detach(), 8
             )
 
-    def quantize(self) -> None:
-        """Round the weight to int8 with one scale per output row."""
+    def quantize(self, bits: int = 8) -> None:
+        """Round a bfloat16 weight to ``bits`` 8 or 4 (inference only).
+
+        Raises:
+            ValueError: other ``bits``, or inputs not a multiple of 32.
+        """
         wide = self.weight.detach().float()
-        scale = (wide.abs().amax(1) / 127.0).clamp(min=1e-12)
-        rounded = (wide / scale[:, None]).round().to(torch.int8)
-        self._int8 = rounded, scale.to(self.weight.dtype)
-        self._packed = None
+        self._packed = self._int8 = self._int4 = None
+        if bits == 8:
+            scale = (wide.abs().amax(1) / 127.0).clamp(min=1e-12)
+            rounded = (wide / scale[:, None]).round().to(torch.int8)
+            self._int8 = rounded, scale.to(self.weight.dtype)
+        elif bits == 4:
+            self._int4 = _int4(wide, self.weight.dtype)
+        else:
+            raise ValueError(f"bits must be 8 or 4, got {bits}")
+
+
+def _int4(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Codes 0..15 between each group's smallest and largest weight.
+
+    A weight that came from a 4-bit file with the same groups (GGUF's Q4_1)
+    gets its own codes back; what differs is the rounding of the scales.
+    """
+    outputs, inputs = wide.shape
+    if inputs % GROUP:
+        raise ValueError(
+            f"int4 needs inputs in groups of {GROUP}, got {inputs}"
+        )
+    groups = wide.view(outputs, inputs // GROUP, GROUP)
+    low = groups.amin(-1, keepdim=True)
+    step = ((groups.amax(-1, keepdim=True) - low) / 15).clamp(min=1e-12)
+    codes = ((groups - low) / step).round().clamp(0, 15).to(torch.int32)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(
+        codes.view(outputs, inputs), 1
+    )
+    # The kernel reads (code - 8) * scale + zero, laid out [groups, out, 2].
+    scales = torch.cat((step, low + 8 * step), -1).transpose(0, 1)
+    return packed, scales.contiguous().to(dtype)

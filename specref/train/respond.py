@@ -1,0 +1,204 @@
+"""Training data: the target's own responses, with its laws cut to top-k.
+
+Prompts are answered in batches; rows that end make room for new ones, so
+that the matrix products stay wide.  Shards are written whole and skipped
+when they exist: an interrupted run goes on where it stopped.
+
+Does not handle: several devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from specref.draws import Seeded, inverse_cdf
+from specref.lm.cache import StaticCache
+from specref.lm.llama import Llama
+
+TEMPERATURES = (0.0, 0.7, 1.0)  # row i samples at the (i mod 3)-th
+
+
+@dataclass
+class Response:
+    """One answered prompt.
+
+    Attributes:
+        prompt: token ids, chat format included.
+        tokens: the response, ``n`` ids, EOS included when it came.
+        index: ``[n, k]`` most probable ids of the target at temperature 1.
+        logprob: ``[n, k]`` their log-probabilities, float16.
+    """
+
+    prompt: list[int]
+    tokens: list[int] = field(default_factory=list)
+    index: list[Tensor] = field(default_factory=list)
+    logprob: list[Tensor] = field(default_factory=list)
+    number: int = 0
+    temperature: float = 1.0
+
+
+class Responder:
+    """Answers prompts in one wide batch that is refilled as rows end.
+
+    Args:
+        width: rows of the batch.
+        max_new: longest response, in tokens.
+        top_k: how much of the target's law to keep per token.
+        seed: of the responses; prompt ``i`` has stream ``i``, so that a
+            response does not depend on its neighbours' number.
+    """
+
+    def __init__(
+        self,
+        lm: Llama,
+        width: int = 64,
+        max_new: int = 160,
+        max_prompt: int = 400,
+        top_k: int = 32,
+        seed: int = 0,
+    ) -> None:
+        self.lm, self.width, self.max_new = lm, width, max_new
+        self.max_prompt, self.top_k, self.seed = max_prompt, top_k, seed
+        self.rows: list[Response] = []
+        self.draws: list[Seeded] = []
+        self.cache: StaticCache | None = None
+
+    @torch.inference_mode()
+    def answer(
+        self, prompts: Sequence[list[int]], first: int = 0
+    ) -> Iterator[Response]:
+        """Yields responses as they end; prompt ``i`` is ``first + i``."""
+        todo = [
+            Response(p, number=first + i, temperature=TEMPERATURES[i % 3])
+            for i, p in enumerate(prompts)
+            if 1 <= len(p) <= self.max_prompt
+        ][::-1]
+        while todo or self.rows:
+            if todo and len(self.rows) <= self.width * 3 // 4:
+                self._admit([todo.pop() for _ in range(
+                    min(len(todo), self.width - len(self.rows))
+                )])
+            self._step()
+            yield from self._retire()
+
+    def _admit(self, new: list[Response]) -> None:
+        """Prefill new rows and put them under the running ones."""
+        capacity = self.max_prompt + self.max_new
+        cache = self.lm.new_cache(len(new), capacity)
+        body = [r.prompt[:-1] for r in new]
+        n = max(max(map(len, body)), 1)
+        tokens = torch.tensor([b + [0] * (n - len(b)) for b in body])
+        self.lm.forward(tokens, cache, logits=False)
+        cache.keep([range(len(b)) for b in body])
+        if self.cache is not None and self.rows:
+            cache.k = torch.cat((self.cache.k, cache.k), 1)
+            cache.v = torch.cat((self.cache.v, cache.v), 1)
+            cache.length = self.cache.length + cache.length
+        self.cache = cache
+        self.rows += new
+        self.draws += [Seeded(self.seed, r.number) for r in new]
+
+    def _step(self) -> None:
+        """One token for every row."""
+        last = [[(r.tokens or r.prompt)[-1]] for r in self.rows]
+        logits = self.lm.forward(torch.tensor(last), self.cache).logits[:, -1]
+        self.cache.keep()
+        logprob = logits.float().log_softmax(-1)
+        top, index = logprob.topk(self.top_k, -1)
+        heat = torch.tensor([r.temperature for r in self.rows])
+        law = (logprob / heat.clamp(min=0.1)[:, None]).softmax(-1)
+        mark = torch.stack([d.uniform(()) for d in self.draws])
+        pick = torch.where(heat > 0, inverse_cdf(law, mark), index[:, 0])
+        for r, t, i, p in zip(
+            self.rows, pick.tolist(), index, top.half(), strict=True
+        ):
+            r.tokens.append(t)
+            r.index.append(i)
+            r.logprob.append(p)
+
+    def _retire(self) -> list[Response]:
+        done = [
+            r.tokens[-1] in self.lm.eos or len(r.tokens) >= self.max_new
+            for r in self.rows
+        ]
+        if not any(done):
+            return []
+        stay = [i for i, end in enumerate(done) if not end]
+        out = [r for r, end in zip(self.rows, done, strict=True) if end]
+        self.rows = [self.rows[i] for i in stay]
+        self.draws = [self.draws[i] for i in stay]
+        index = torch.tensor(stay, dtype=torch.long)
+        self.cache.k = self.cache.k.index_select(1, index)
+        self.cache.v = self.cache.v.index_select(1, index)
+        self.cache.length = [self.cache.length[i] for i in stay]
+        return out
+
+
+def save_shard(file: Path, responses: Sequence[Response]) -> None:
+    """Write responses as one safetensors file, complete or not at all."""
+    from safetensors.torch import save_file
+
+    def flat(parts: list[list[int]]) -> Tensor:
+        return torch.tensor([x for p in parts for x in p], dtype=torch.int32)
+
+    tensors = {
+        "prompt": flat([r.prompt for r in responses]),
+        "prompt_len": flat([[len(r.prompt)] for r in responses]),
+        "tokens": flat([r.tokens for r in responses]),
+        "length": flat([[len(r.tokens)] for r in responses]),
+        "number": flat([[r.number] for r in responses]),
+        "index": torch.cat([torch.stack(r.index) for r in responses]).to(
+            torch.int32
+        ),
+        "logprob": torch.cat([torch.stack(r.logprob) for r in responses]),
+    }
+    part = file.with_suffix(".part")
+    save_file(tensors, part)
+    part.rename(file)
+
+
+def respond(
+    lm: Llama,
+    prompts: Sequence[list[int]],
+    folder: Path,
+    *,
+    max_tokens: int,
+    per_shard: int = 512,
+    **options: int,
+) -> int:
+    """Answer prompts into shards until ``max_tokens``; returns the count.
+
+    Args:
+        prompts: token ids, in a fixed order.
+        folder: where ``responses-00000.safetensors`` and on are put.
+        options: of `Responder`.
+    """
+    from safetensors import safe_open
+
+    folder.mkdir(parents=True, exist_ok=True)
+    total = 0
+    bar = tqdm(total=max_tokens, unit="tok", disable=None)
+    for start in range(0, len(prompts), per_shard):
+        if total >= max_tokens:
+            break
+        file = folder / f"responses-{start:05d}.safetensors"
+        if file.exists():
+            with safe_open(file, "pt") as f:
+                n = int(f.get_tensor("length").sum())
+            bar.update(n)
+            total += n
+            continue
+        done = []
+        group = prompts[start : start + per_shard]
+        for r in Responder(lm, **options).answer(group, start):
+            done.append(r)
+            total += len(r.tokens)
+            bar.update(len(r.tokens))
+        save_shard(file, sorted(done, key=lambda r: r.number))
+    return total
