@@ -172,20 +172,33 @@ def generate(
         `Report` for one prompt, a list of them for a list of prompts.
     """
     job = prepare(target, prompt, method, **options)
+    reports = finish(job)
+    return reports[0] if job.single else reports
+
+
+def finish(
+    job: Job, show: Callable[[Sequence[int]], None] | None = None
+) -> list[Report]:
+    """Run a prepared job to its end, or to Ctrl-C, which loses nothing.
+
+    Args:
+        show: called with the first row's tokens of each round.
+    """
     start = time.perf_counter()
     done: list[Round] = []
     interrupted = False
     try:
         for r in job:
             done.append(r)
+            if show is not None:
+                show(r.tokens[0])
     except KeyboardInterrupt:
         interrupted = True
     seconds = time.perf_counter() - start
-    reports = [
+    return [
         _report(job, done, b, seconds, interrupted)
         for b in range(len(job.ask.prompts))
     ]
-    return reports[0] if job.single else reports
 
 
 def _report(

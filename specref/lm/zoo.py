@@ -93,6 +93,12 @@ def load(
     return Loaded(lm, tokenizer, name, Path(folder))
 
 
+def ready(name: str) -> Path | None:
+    """The folder of an embedded model that was fetched, else None."""
+    folder = home() / f"{name}-f32"
+    return folder if (folder / "complete.json").exists() else None
+
+
 def _folder(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
@@ -119,9 +125,10 @@ def ensure() -> Path:
     An interrupted call leaves nothing behind that a later one would trust:
     files are made beside their place and renamed when complete.
     """
+    found = ready("smollm2-135m")
+    if found:
+        return found
     out = home() / "smollm2-135m-f32"
-    if (out / "complete.json").exists():
-        return out
     home().mkdir(parents=True, exist_ok=True)
     _need_room(home(), 2 * 10**9)
     work = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=home()))

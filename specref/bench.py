@@ -1,0 +1,270 @@
+"""Benchmarks: paired runs, ratios with their spread, predictions beside.
+
+Everything compared runs in one process, prompt by prompt, one after the
+other, so that a slow minute hits all alike.  A run whose own baseline
+varies wildly is refused: its ratios would mean nothing.
+
+Does not handle: batches, several devices.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from specref.api import Report, generate
+from specref.registry import method as find
+
+WILD = 0.5  # refuse when (q3 - q1) / median of the baseline exceeds this
+
+
+class WildSpread(RuntimeError):
+    """The machine was too busy for the figures to mean anything."""
+
+
+@dataclass
+class Spread:
+    """A median with its quartiles."""
+
+    median: float
+    q1: float
+    q3: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        if len(values) < 2:
+            return cls(values[0], values[0], values[0])
+        q1, q2, q3 = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(q2, q1, q3)
+
+    @property
+    def wild(self) -> bool:
+        return (self.q3 - self.q1) / self.median > WILD
+
+    def json(self) -> dict[str, float]:
+        return {k: round(v, 4) for k, v in vars(self).items()}
+
+
+def provenance(lm: Any, command: str) -> dict[str, Any]:
+    """Where, when and how figures were measured."""
+    cuda = lm.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "dtype": str(getattr(lm, "dtype", "float32")).removeprefix("torch."),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command,
+    }
+
+
+def _cpu_name() -> str:
+    cores = os.cpu_count()
+    try:
+        with open("/proc/cpuinfo") as f:
+            names = [x for x in f if x.startswith("model name")]
+        return f"{names[0].split(':')[1].strip()}, {cores} cores"
+    except (OSError, IndexError):
+        return f"{platform.processor() or platform.machine()}, {cores} cores"
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    out = run()
+    return out, time.perf_counter() - start
+
+
+def interleave(
+    runs: dict[str, Callable[[], Any]], repeats: int, warm: int = 2
+) -> dict[str, Spread]:
+    """Seconds of each run, taken in turns."""
+    took: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(repeats + warm):
+        for name, run in runs.items():
+            _, seconds = timed(run)
+            if i >= warm:
+                took[name].append(seconds)
+    return {name: Spread.of(values) for name, values in took.items()}
+
+
+def pass_costs(
+    lm: Any, sizes: Sequence[int], past: int = 128, repeats: int = 15
+) -> dict[int, Spread]:
+    """Seconds of one forward over k new tokens, past ``past`` others."""
+    cache = lm.new_cache(1, past + max(sizes) + 1)
+    ids = torch.arange(past + max(sizes)) % min(lm.vocab_size, 1000)
+    ids = ids.to(lm.device)[None]
+
+    def run(k: int) -> Callable[[], None]:
+        def step() -> None:
+            out = lm.forward(ids[:, past : past + k], cache)
+            cache.keep([[]])
+            out.logits[0, -1, 0].item()  # waits for a GPU
+
+        return step
+
+    with torch.inference_mode():
+        lm.forward(ids[:, :past], cache, logits=False)
+        cache.keep()
+        return {
+            int(k): v
+            for k, v in interleave(
+                {str(k): run(k) for k in sizes}, repeats
+            ).items()
+        }
+
+
+@dataclass
+class Tally:
+    """What one method did over the prompts."""
+
+    reports: list[Report] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    same: list[bool] = field(default_factory=list)
+
+    def rate(self, kind: str | None = None) -> float:
+        mine = self._of(kind)
+        return sum(len(r.tokens) for r in mine) / sum(r.seconds for r in mine)
+
+    def tau(self, kind: str | None = None) -> float:
+        mine = self._of(kind)
+        calls = sum(len(r.rounds) for r in mine)
+        return sum(len(r.tokens) for r in mine) / calls
+
+    def _of(self, kind: str | None) -> list[Report]:
+        pairs = zip(self.reports, self.kinds, strict=True)
+        return [r for r, k in pairs if kind in (None, k)]
+
+
+Plan = dict[str, tuple[str, dict[str, Any]]]
+
+
+def run_all(
+    target: Any,
+    plan: Plan,
+    prompts: Iterable[Any],
+    *,
+    peers: dict[str, Callable[[list[int]], list[int]]] | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> dict[str, Tally]:
+    """Every method of ``plan`` and every peer on every prompt, in turns.
+
+    Args:
+        plan: label -> (method, options); must hold ``autoregressive``.
+        prompts: with ``.prompt`` and ``.kind``.
+        peers: label -> function from prompt ids to new ids (transformers).
+    """
+    tallies = {name: Tally() for name in [*(peers or {}), *plan]}
+    for item in tqdm(list(prompts), desc="bench", disable=None):
+        ids = target.encode(item.prompt)
+        greedy: list[int] | None = None
+        for name in tallies:
+            if peers and name in peers:
+                tokens, seconds = timed(lambda n=name: peers[n](ids))
+                report = Report(tokens, None, [], seconds)
+            else:
+                label, options = plan[name]
+                report = generate(
+                    target,
+                    ids,
+                    label,
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                    seed=seed,
+                    **options,
+                )
+            if greedy is None:
+                greedy = report.tokens
+            tally = tallies[name]
+            tally.reports.append(report)
+            tally.kinds.append(item.kind)
+            tally.same.append(report.tokens == greedy)
+    return tallies
+
+
+def ratios(
+    mine: Tally, base: Tally, kind: str | None = None
+) -> list[float]:
+    """Speedup of each prompt: tokens per second over the baseline's."""
+    a, b = mine._of(kind), base._of(kind)
+    return [x.tokens_per_s / y.tokens_per_s for x, y in zip(a, b, strict=True)]
+
+
+def check_quiet(base: Tally) -> None:
+    """Raises `WildSpread` when the baseline's own speed is unsteady."""
+    pace = Spread.of([1 / r.tokens_per_s for r in base.reports])
+    if pace.wild:
+        raise WildSpread(
+            "the baseline's seconds per token range from "
+            f"{pace.q1:.4f} to {pace.q3:.4f} (quartiles): the machine is "
+            "busy, so no ratio is reported; run again when it is quiet"
+        )
+
+
+def predict(
+    report_depth: Sequence[float],
+    gamma: int,
+    verify: dict[int, float],
+    draft_step: float,
+) -> float:
+    """Predicted speedup of a chain over plain decoding with the same LM.
+
+    Expected tokens from acceptance by depth, divided by the cost of
+    ``gamma`` draft steps and one pass over ``gamma + 1`` tokens, all in
+    units of a one-token pass (Leviathan et al. 2023, Theorem 3.8, with a
+    verification cost that grows with gamma).
+    """
+    from specref.theory import expected_tokens_by_depth
+
+    tokens = float(expected_tokens_by_depth(list(report_depth)[:gamma]))
+    cost = gamma * draft_step + verify[gamma + 1]
+    return tokens * verify[1] / cost
+
+
+def rows(
+    tallies: dict[str, Tally],
+    plan: Plan,
+    predicted: dict[str, float],
+    peer: str | None,
+) -> list[dict[str, Any]]:
+    """One record per method and prompt kind, plus ``all``."""
+    own, out = tallies["autoregressive"], []
+    check_quiet(own)
+    for name, (label, _) in plan.items():
+        tally = tallies[name]
+        for kind in [None, *dict.fromkeys(tally.kinds)]:
+            over_own = Spread.of(ratios(tally, own, kind))
+            over_peer = None
+            if peer:
+                over_peer = Spread.of(ratios(tally, tallies[peer], kind))
+            out.append(
+                {
+                    "method": name,
+                    "kind": kind or "all",
+                    "tau": round(tally.tau(kind), 4),
+                    "tokens_per_s": round(tally.rate(kind), 2),
+                    "speedup_vs_transformers": over_peer
+                    and round(over_peer.median, 3),
+                    "speedup_vs_own": round(over_own.median, 3),
+                    "spread_vs_own": over_own.json(),
+                    "spread_vs_transformers": over_peer and over_peer.json(),
+                    "predicted": predicted.get(name),
+                    "lossless": find(label).lossless,
+                    "identical_to_greedy": all(tally.same),
+                }
+            )
+    return out
