@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 Path = Sequence[Sequence[int]]
+NO_PATH = "path must be given for a tree: keep() without one commits chains"
 
 
 @dataclass
@@ -45,14 +46,20 @@ class Cache(Protocol):
         """Commit one path of pending nodes per row and drop the others.
 
         Args:
-            path: for each row, indices of pending nodes from the first
-                level down (may be empty); None commits all, for chains.
+            path: for each row, indices of pending nodes, parent to child
+                from the first level down (may be empty); None commits all
+                of a chain.
         Raises:
-            ValueError: an index out of range or not increasing.
+            ValueError: a row's nodes are not such a path, or None for a
+                tree.
         """
 
     def truncate(self, length: Sequence[int]) -> None:
-        """Forget the committed tokens of row ``b`` beyond ``length[b]``."""
+        """Forget row ``b``'s tokens beyond ``length[b]``, and all pending.
+
+        Raises:
+            ValueError: longer than the row, or not one entry per row.
+        """
 
 
 class LM(Protocol):
@@ -86,18 +93,73 @@ class LM(Protocol):
         """
 
 
-def check_path(path: Path, pending: int) -> list[list[int]]:
-    """Validate a ``keep`` argument; returns it as lists."""
+def check_path(
+    path: Path,
+    pending: int,
+    batch: int,
+    parents: Sequence[Sequence[int]] | None = None,
+) -> list[list[int]]:
+    """Validate a ``keep`` argument; returns it as lists.
+
+    Args:
+        parents: of the pending nodes, per row; None for chains.
+    Raises:
+        ValueError: a row is no path from the first level down.
+    """
     rows = [list(map(int, row)) for row in path]
+    if len(rows) != batch:
+        raise ValueError(
+            f"path must have one entry per row ({batch}), got {len(rows)}"
+        )
     for b, row in enumerate(rows):
-        if any(not 0 <= i < pending for i in row) or any(
-            i >= j for i, j in zip(row, row[1:], strict=False)
-        ):
+        if any(not 0 <= i < pending for i in row):
             raise ValueError(
-                f"path[{b}] must list increasing pending nodes in "
-                f"[0, {pending}), got {row}"
+                f"path[{b}] must list pending nodes in [0, {pending}), got "
+                f"{row}"
+            )
+        ups = [i - 1 if parents is None else parents[b][i] for i in row]
+        if ups != [-1, *row][: len(row)]:
+            raise ValueError(
+                f"path[{b}] must go from a child of the last committed "
+                f"token down, parent to child, got {row}"
             )
     return rows
+
+
+def check_lengths(length: Sequence[int], now: Sequence[int]) -> list[int]:
+    """Validate a ``truncate`` argument; returns it as a list."""
+    if len(length) != len(now):
+        raise ValueError(
+            f"length must have one entry per row ({len(now)}), got "
+            f"{len(length)}"
+        )
+    for b, n in enumerate(length):
+        if not 0 <= n <= now[b]:
+            raise ValueError(f"length[{b}] must be in [0, {now[b]}], got {n}")
+    return [int(n) for n in length]
+
+
+def check_size(batch: int, capacity: int) -> None:
+    """Validate the arguments of ``new_cache``."""
+    if batch < 1 or capacity < 1:
+        raise ValueError(
+            f"batch and capacity must be at least 1, got {batch} and "
+            f"{capacity}"
+        )
+
+
+def check_shapes(tokens: Tensor, parents: Tensor | None, batch: int) -> None:
+    """Validate the shapes of a forward's arguments."""
+    if tokens.dim() != 2 or tokens.shape[0] != batch or not tokens.shape[1]:
+        raise ValueError(
+            f"tokens must be [{batch}, n] with n at least 1, as the cache "
+            f"has {batch} rows, got {list(tokens.shape)}"
+        )
+    if parents is not None and parents.shape != tokens.shape:
+        raise ValueError(
+            f"parents must have the shape of tokens, {list(tokens.shape)}, "
+            f"got {list(parents.shape)}"
+        )
 
 
 def check_room(

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specref.lm.base import Path, check_path, check_room
-from specref.tree import ancestors
+from specref.lm.base import Path
+from specref.lm.pending import Pending, within
 
 
-class StaticCache:
+class StaticCache(Pending):
     """Keys and values ``[layers, B, kv heads, capacity, head_dim]``.
 
     Args:
+        config: a `LlamaConfig`.
         static: attend over the whole capacity instead of the used part, so
             that shapes never change (CUDA graphs).
     """
@@ -36,11 +37,8 @@ class StaticCache:
         dtype: torch.dtype,
         static: bool = False,
     ) -> None:
-        if batch < 1 or capacity < 1:
-            raise ValueError(
-                f"batch and capacity must be at least 1, got {batch} and "
-                f"{capacity}"
-            )
+        super().__init__(batch, capacity)
+        self.window = config.sliding_window
         shape = (
             config.num_hidden_layers,
             batch,
@@ -52,11 +50,9 @@ class StaticCache:
         # zero times an uninitialised NaN is NaN.
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros_like(self.k)
-        self.capacity, self.static = capacity, static
-        self.window = config.sliding_window
-        self.length = [0] * batch
-        self.pending = 0
-        self._parents: Tensor | None = None  # of the pending nodes; None: chain
+        self.static = static
+        self._slots: int | Tensor = 0
+        self._span = 0
 
     def open(
         self, tokens: Tensor, parents: Tensor | None
@@ -66,79 +62,24 @@ class StaticCache:
         Returns ``allowed`` ``[B, n, span]``, or None when every node may
         see every slot.
         """
-        batch, n = tokens.shape
-        device, base = tokens.device, self.pending
-        if batch != len(self.length):
-            raise ValueError(
-                f"tokens must have {len(self.length)} rows as the cache has, "
-                f"got {batch}"
-            )
-        check_room(self.length, base, n, self.capacity)
-        self._extend(batch, n, parents, device)
-        even = min(self.length) == max(self.length)
-        self._slots = self._slot_index(n, even, device)
+        self.admit(tokens, parents)
+        (_, n), device, base = tokens.shape, tokens.device, self.pending
         used = max(self.length) + base + n
         self._span = self.capacity if self.static else used
-        start = torch.tensor(self.length, device=device).unsqueeze(1)
-        if self._parents is None and even:
-            at = torch.arange(base, base + n, device=device)
-            positions = start + at
-            if n == 1 and not self.static and self.window is None:
-                return positions, None
-        sees = self._sees(batch, base + n, device)[:, base:]
-        positions = start + sees.sum(-1) - 1
-        return positions, self._allowed(sees, start, positions)
-
-    def _extend(
-        self, batch: int, n: int, parents: Tensor | None, device: torch.device
-    ) -> None:
-        """Append the new nodes to the pending tree."""
-        base = self.pending
-        if parents is None and self._parents is None:
-            return  # a chain stays a chain
-        if self._parents is None:
-            old = torch.arange(-1, base - 1, device=device).expand(batch, base)
-        else:
-            old = self._parents
-        if parents is None:
-            parents = torch.arange(base - 1, base + n - 1, device=device)
-            parents = parents.expand(batch, n)
-        self._parents = torch.cat((old, parents), 1)
-
-    def _sees(self, batch: int, n: int, device: torch.device) -> Tensor:
-        """``[B, n, n]``: the ancestor relation of the pending nodes."""
+        first = torch.tensor(self.length, device=device).unsqueeze(1)
+        slots = first + torch.arange(base, base + n, device=device)
+        self._slots = slots
+        if self.even and not self.static:
+            self._slots = self.length[0] + base
         if self._parents is not None:
-            return ancestors(self._parents)
-        where = torch.arange(n, device=device)
-        return (where[:, None] >= where).expand(batch, n, n)
-
-    def _allowed(self, sees: Tensor, start: Tensor, where: Tensor) -> Tensor:
-        """Committed slots plus ancestors, laid out over the span."""
-        batch, n, nodes = sees.shape
-        slot = torch.arange(self._span, device=sees.device)
-        node = slot - start  # [B, span]: index among the pending nodes
-        inside = (node >= 0) & (node < nodes)
-        pick = node.clamp(0, nodes - 1).unsqueeze(1).expand(batch, n, -1)
-        allowed = (node < 0).unsqueeze(1) | (
-            inside.unsqueeze(1) & sees.gather(2, pick)
-        )
-        if self.window is None:
-            return allowed
-        # A pending node's position is its depth, not its slot.
-        depth = ancestors_depth(self, batch, nodes, sees.device)
-        position = torch.where(
-            node < 0, slot, start + depth.gather(1, node.clamp(0, nodes - 1))
-        )
-        return allowed & (where.unsqueeze(2) - position.unsqueeze(1) < self.window)
-
-    def _slot_index(
-        self, n: int, even: bool, device: torch.device
-    ) -> int | Tensor:
-        """Where new nodes go: one offset, or ``[B, n]`` when uneven."""
-        if even and not self.static:
-            return self.length[0] + self.pending
-        start = torch.tensor(self.length, device=device) + self.pending
-        return start.unsqueeze(1) + torch.arange(n, device=device)
+            where, at, allowed = self.look(n, first, self._span)
+            return where, within(allowed, where, at, self.window)
+        # A chain's nodes lie in the slots of their own positions.
+        if n == 1 and self.window is None and isinstance(self._slots, int):
+            return slots, None
+        slot = torch.arange(self._span, device=device).unsqueeze(0)
+        allowed = slot.unsqueeze(1) <= slots.unsqueeze(2)
+        return slots, within(allowed, slots, slot, self.window)
 
     def write(
         self, layer: int, k: Tensor, v: Tensor
@@ -155,19 +96,15 @@ class StaticCache:
         return keys[:, :, : self._span], values[:, :, : self._span]
 
     def close(self, n: int) -> None:
+        """The forward is done: its nodes are pending."""
         self.pending += n
 
     def keep(self, path: Path | None = None) -> None:
         """See `Cache.keep`."""
-        if path is None:
-            path = [range(self.pending)] * len(self.length)
-        rows = check_path(path, self.pending)
+        rows = self.chosen(path)
         if any(row != list(range(len(row))) for row in rows):
             self._move(rows)
-        self.length = [
-            n + len(row) for n, row in zip(self.length, rows, strict=True)
-        ]
-        self.pending, self._parents = 0, None
+        self.advance(rows)
 
     def _move(self, rows: list[list[int]]) -> None:
         """Gather the kept slots, then write them down in order."""
@@ -188,17 +125,5 @@ class StaticCache:
             store.scatter_(3, dst, store.gather(3, src))
 
     def truncate(self, length: Sequence[int]) -> None:
-        """See `Cache.truncate`; pending nodes are dropped too."""
-        for b, n in enumerate(length):
-            if not 0 <= n <= self.length[b]:
-                raise ValueError(
-                    f"length[{b}] must be in [0, {self.length[b]}], got {n}"
-                )
-        self.length, self.pending, self._parents = list(length), 0, None
-
-
-def ancestors_depth(
-    cache: StaticCache, batch: int, nodes: int, device: torch.device
-) -> Tensor:
-    """Depth of each pending node, ``[B, nodes]``; 0 directly below."""
-    return cache._sees(batch, nodes, device).sum(-1) - 1
+        """See `Cache.truncate`."""
+        self.retreat(length)

@@ -41,6 +41,7 @@ class LlamaConfig:
     max_position_embeddings: int = 8192
     tie_word_embeddings: bool = True
     qkv_bias: bool = False  # Qwen2
+    o_bias: bool = False
     qk_norm: bool = False  # Qwen3
     sliding_window: int | None = None  # Mistral
 
@@ -100,7 +101,9 @@ class Layer(nn.Module):
         heads = c.num_attention_heads + 2 * c.num_key_value_heads
         self.input_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.qkv = Linear(c.hidden_size, heads * c.head_dim, c.qkv_bias)
-        self.o = Linear(c.num_attention_heads * c.head_dim, c.hidden_size)
+        self.o = Linear(
+            c.num_attention_heads * c.head_dim, c.hidden_size, c.o_bias
+        )
         self.post_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.gate_up = Linear(c.hidden_size, 2 * c.intermediate_size)
         self.down = Linear(c.intermediate_size, c.hidden_size)
@@ -202,8 +205,13 @@ class Llama(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed.weight.dtype
 
-    def new_cache(self, batch: int, capacity: int) -> StaticCache:
-        return StaticCache(self.config, batch, capacity, self.device, self.dtype)
+    def new_cache(
+        self, batch: int, capacity: int, static: bool = False
+    ) -> StaticCache:
+        """See `LM.new_cache`; ``static`` as in `StaticCache`."""
+        return StaticCache(
+            self.config, batch, capacity, self.device, self.dtype, static
+        )
 
     def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and signed sin, each ``[B, n, head_dim]``."""
@@ -235,22 +243,42 @@ class Llama(nn.Module):
         ``cache=None`` runs the rows as plain causal sequences (training).
         ``layers=k`` leaves after the first ``k`` layers (early exit).
         """
+        x, cos, sin, allowed = self.begin(tokens, cache, parents)
+        hidden, kept = self.core(x, cos, sin, allowed, cache, taps, layers)
+        if cache is not None:
+            cache.close(tokens.shape[1])
+        out = self.logits(hidden) if logits else None
+        return Output(out, hidden, kept)
+
+    def begin(
+        self, tokens: Tensor, cache: StaticCache | None, parents: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Embeddings, rotations and mask: all that depends on lengths."""
         if cache is None:
-            positions, allowed = _causal(tokens)
+            positions, allowed = _causal(tokens, self.config.sliding_window)
         else:
             positions, allowed = cache.open(tokens, parents)
-        at = Attend(*self._angles(positions), allowed, cache)
-        x, kept = self.embed(tokens), {}
+        return self.embed(tokens), *self._angles(positions), allowed
+
+    def core(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        allowed: Tensor | None,
+        cache: StaticCache | None,
+        taps: Sequence[int] = (),
+        layers: int | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The layers and the last norm; compiles without a graph break."""
+        at = Attend(cos, sin, allowed, cache)
+        kept = {}
         for i, layer in enumerate(self.layers[:layers]):
             if i in taps:
                 kept[i] = x
             x = layer(x, at)
         kept[len(self.layers)] = x
-        if cache is not None:
-            cache.close(tokens.shape[1])
-        hidden = self.norm(x)
-        out = self.logits(hidden) if logits else None
-        return Output(out, hidden, tuple(kept[t] for t in taps))
+        return self.norm(x), tuple(kept[t] for t in taps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output head: ``[..., d]`` -> ``[..., V]``."""
@@ -268,8 +296,9 @@ class Llama(nn.Module):
         return self
 
 
-def _causal(tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _causal(tokens: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
     batch, n = tokens.shape
     where = torch.arange(n, device=tokens.device)
-    allowed = where[:, None] >= where[None]
+    back = where[:, None] - where
+    allowed = back >= 0 if window is None else (back >= 0) & (back < window)
     return where.expand(batch, n), allowed.expand(batch, n, n)

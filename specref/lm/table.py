@@ -11,40 +11,77 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from specref.lm.base import Output, Path, check_path, check_room
+from specref.lm.base import (
+    NO_PATH,
+    Output,
+    Path,
+    check_lengths,
+    check_path,
+    check_room,
+    check_shapes,
+    check_size,
+)
 
 NextProbs = Callable[[tuple[int, ...]], Sequence[float]]
 
 
 class TableCache:
-    """The tokens themselves are the state."""
+    """The tokens themselves are the state.
+
+    Lists, not the tensors of `lm.pending`: a law by enumeration makes
+    millions of these forwards.
+    """
 
     def __init__(self, batch: int, capacity: int) -> None:
-        if batch < 1 or capacity < 1:
-            raise ValueError(
-                f"batch and capacity must be at least 1, got {batch} and "
-                f"{capacity}"
-            )
+        check_size(batch, capacity)
         self.capacity, self.pending = capacity, 0
         self.rows: list[list[int]] = [[] for _ in range(batch)]
-        # Per row, the pending nodes as full contexts (None for padding).
+        self._forget()
+
+    def _forget(self) -> None:
+        # Per row, the pending nodes as full contexts (None for padding),
+        # and their parents.
         self.nodes: list[list[tuple[int, ...] | None]] = [[] for _ in self.rows]
+        self.parents: list[list[int]] = [[] for _ in self.rows]
+        self.pending, self.tree = 0, False
 
     @property
     def length(self) -> list[int]:
         return [len(row) for row in self.rows]
 
+    def add(self, b: int, token: int, parent: int) -> None:
+        """One more pending node of row ``b``."""
+        nodes = self.nodes[b]
+        if not -2 <= parent < len(nodes):
+            raise ValueError(
+                "parents must be earlier pending nodes, -1 for children of "
+                f"the last committed token or -2 for padding, got {parent}"
+            )
+        above = tuple(self.rows[b])
+        if parent == -2:
+            above = None
+        elif parent >= 0:
+            above = nodes[parent]
+        nodes.append(None if above is None else (*above, token))
+        self.parents[b].append(parent)
+
     def keep(self, path: Path | None = None) -> None:
+        """See `Cache.keep`."""
         if path is None:
+            if self.tree:
+                raise ValueError(NO_PATH)
             path = [range(self.pending)] * len(self.rows)
-        for b, row in enumerate(check_path(path, self.pending)):
-            if row and self.nodes[b][row[-1]] is not None:
+        chosen = check_path(path, self.pending, len(self.rows), self.parents)
+        for b, row in enumerate(chosen):
+            if row:
                 self.rows[b] = list(self.nodes[b][row[-1]])
-        self.nodes = [[] for _ in self.rows]
-        self.pending = 0
+        self._forget()
 
     def truncate(self, length: Sequence[int]) -> None:
+        """See `Cache.truncate`."""
+        check_lengths(length, self.length)
         self.rows = [r[:n] for r, n in zip(self.rows, length, strict=True)]
+        self._forget()
 
 
 class Table:
@@ -107,19 +144,15 @@ class Table:
         state and every tap are the law itself, ``[B, n, V]``."""
         rows = tokens.tolist()
         n, base = tokens.shape[1], cache.pending
+        check_shapes(tokens, parents, len(cache.rows))
         check_room(cache.length, base, n, cache.capacity)
         ups = parents.tolist() if parents is not None else None
+        cache.tree |= ups is not None
         out = []
         for b, row in enumerate(rows):
-            nodes = cache.nodes[b]
             for i, token in enumerate(row):
-                up = base + i - 1 if ups is None else ups[b][i]
-                if up == -2:
-                    nodes.append(None)
-                    continue
-                above = tuple(cache.rows[b]) if up < 0 else nodes[up]
-                nodes.append((*above, token))
-            out += [self._row(node) for node in nodes[base:]]
+                cache.add(b, token, base + i - 1 if ups is None else ups[b][i])
+            out += [self._row(node) for node in cache.nodes[b][base:]]
         cache.pending = base + n
         law = torch.stack(out).reshape(len(rows), n, self.vocab_size)
         return Output(

@@ -30,6 +30,7 @@ _PLAIN = {
         "layers.#.post_norm.weight"
     ),
     "model.layers.#.self_attn.o_proj.weight": "layers.#.o.weight",
+    "model.layers.#.self_attn.o_proj.bias": "layers.#.o.bias",
     "model.layers.#.self_attn.q_norm.weight": "layers.#.q_norm.weight",
     "model.layers.#.self_attn.k_norm.weight": "layers.#.k_norm.weight",
     "model.layers.#.mlp.down_proj.weight": "layers.#.down.weight",
@@ -74,6 +75,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> LlamaConfig:
         max_position_embeddings=raw.get("max_position_embeddings", 8192),
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
         qkv_bias=raw.get("attention_bias", family == "qwen2"),
+        o_bias=raw.get("attention_bias", False),
         qk_norm=family == "qwen3",
         sliding_window=window,
     )
