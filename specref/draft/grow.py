@@ -240,31 +240,3 @@ class Static:
         if kind == IID:
             return draws.categorical(law.expand(count, -1)).tolist()
         return without_replacement(law, count, draws)
-
-
-def chain_shape(gamma: int) -> tuple[int, ...]:
-    """A chain of ``gamma`` nodes."""
-    if gamma < 1:
-        raise ValueError(f"gamma must be at least 1, got {gamma}")
-    return tuple(range(-1, gamma - 1))
-
-
-def chains_shape(k: int, gamma: int) -> tuple[int, ...]:
-    """``k`` chains of ``gamma`` nodes, level by level."""
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    chain_shape(gamma)
-    return (-1,) * k + tuple(range(k * (gamma - 1)))
-
-
-def branching_shape(widths: Sequence[int]) -> tuple[int, ...]:
-    """Every node of level ``i`` has ``widths[i]`` children."""
-    if not widths or min(widths) < 1:
-        raise ValueError(f"widths must be positive numbers, got {widths}")
-    shape: list[int] = []
-    level = [ROOT]
-    for width in widths:
-        start = len(shape)
-        shape += [node for node in level for _ in range(width)]
-        level = list(range(start, len(shape)))
-    return tuple(shape)

@@ -54,7 +54,6 @@ class Rule:
     admits: frozenset[str]
     paper: str
     chains_only: bool = False
-    greedy_only: bool = False
 
     def __call__(self, tree: Tree, p: Tensor, draws: Draws) -> Verdict:
         self.check(tree, p)

@@ -1,0 +1,138 @@
+"""Dynamic trees: grow where the draft is confident, then keep the best.
+
+EAGLE-2's two phases (Li et al. 2024, 2406.16858, section 4) for any draft:
+each level expands the ``width`` nodes of the largest path probability, and
+of all nodes seen the ``nodes`` best are proposed.  The tree is a function of
+the context alone, so it is deterministic and any rule for such trees is
+lossless.  Path probabilities are the draft's at temperature 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from specref.draft.grow import Sprout, Stepper, extend_all
+from specref.draws import Draws
+from specref.tree import DETERMINISTIC, ROOT, Tree
+from specref.warp import Sampling
+
+
+class Dynamic:
+    """Trees by draft confidence.
+
+    Args:
+        nodes: most proposed nodes.
+        depth: most levels.
+        width: nodes expanded per level, and children of each.
+        stop_below: paths less probable than this are not expanded.
+    """
+
+    def __init__(
+        self,
+        nodes: int = 16,
+        depth: int = 6,
+        width: int = 4,
+        stop_below: float = 0.0,
+    ) -> None:
+        for name, value in (("nodes", nodes), ("depth", depth), ("width", width)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0.0 <= stop_below <= 1.0:
+            raise ValueError(f"stop_below must be in [0, 1], got {stop_below}")
+        self.nodes, self.depth = nodes, depth
+        self.width, self.stop_below = width, stop_below
+
+    @property
+    def max_nodes(self) -> int:
+        """Nodes seen while growing, not only those proposed."""
+        return self.width + (self.depth - 1) * self.width**2
+
+    def grow(
+        self,
+        stepper: Stepper,
+        sprouts: Sequence[Sprout],
+        logits: Tensor,
+        sampling: Sampling,
+        draws: Sequence[Draws],
+        eos: frozenset[int],
+    ) -> list[Tree]:
+        """See `grow.Static.grow`."""
+        value: list[list[float]] = [[] for _ in sprouts]
+        front: list[list[tuple[int, Tensor]]] = [[(ROOT, x)] for x in logits]
+        for level in range(1, self.depth + 1):
+            chosen = []
+            for sprout, nodes, worth in zip(sprouts, front, value, strict=True):
+                new: list[int] = []
+                if level <= sprout.room:
+                    for node, row in nodes:
+                        new += self._children(sprout, node, row, worth, sampling)
+                last = level == min(self.depth, sprout.room)
+                chosen.append([] if last else self._best(sprout, new, worth, eos))
+            if not any(chosen):
+                break
+            rows = extend_all(stepper, sprouts, chosen)
+            front = [
+                list(zip(nodes, out, strict=True))
+                for nodes, out in zip(chosen, rows, strict=True)
+            ]
+        for sprout, worth in zip(sprouts, value, strict=True):
+            prune(sprout, _top(range(len(worth)), worth, self.nodes))
+        return [s.tree(DETERMINISTIC) for s in sprouts]
+
+    def _children(
+        self,
+        sprout: Sprout,
+        node: int,
+        logits: Tensor,
+        worth: list[float],
+        sampling: Sampling,
+    ) -> list[int]:
+        """Add the most probable children of ``node`` with their worth."""
+        prefix = [sprout.text(node)] if sampling.processors else None
+        scores = sampling.scores(logits[None], prefix)[0]
+        prob = scores.softmax(-1)
+        top, index = prob.topk(min(self.width, prob.shape[-1]))
+        above = 1.0 if node == ROOT else worth[node]
+        out = []
+        for p, token in zip(top.tolist(), index.tolist(), strict=True):
+            if p > 0.0:
+                out.append(sprout.add(token, node))
+                worth.append(above * p)
+        return out
+
+    def _best(
+        self,
+        sprout: Sprout,
+        new: Sequence[int],
+        worth: Sequence[float],
+        eos: frozenset[int],
+    ) -> list[int]:
+        grows = [
+            i
+            for i in new
+            if sprout.tokens[i] not in eos and worth[i] >= self.stop_below
+        ]
+        return _top(grows, worth, self.width)
+
+
+def _top(nodes: Sequence[int], worth: Sequence[float], count: int) -> list[int]:
+    """The worthiest nodes, in their order of growth.
+
+    A parent is worth at least as much as its child and comes earlier, so
+    what is kept is a tree.
+    """
+    best = sorted(nodes, key=lambda i: (-worth[i], i))[:count]
+    return sorted(best)
+
+
+def prune(sprout: Sprout, keep: Sequence[int]) -> None:
+    """Keep only some nodes, parents with children; numbers close up."""
+    new = {old: i for i, old in enumerate(keep)}
+    sprout.tokens = [sprout.tokens[i] for i in keep]
+    sprout.depth = [sprout.depth[i] for i in keep]
+    sprout.law_of = [sprout.law_of[i] for i in keep]
+    ups = [sprout.parents[i] for i in keep]
+    sprout.parents = [up if up == ROOT else new[up] for up in ups]
+    sprout.slot = {new[i]: s for i, s in sprout.slot.items() if i in new}
