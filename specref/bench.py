@@ -9,6 +9,7 @@ Does not handle: batches, several devices.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -21,7 +22,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from specref.api import Report, generate
+from specref.api import Report, finish, prepare
+from specref.meter import CostCurve, Metered
 from specref.registry import method as find
 
 WILD = 0.5  # refuse when (q3 - q1) / median of the baseline exceeds this
@@ -81,6 +83,7 @@ def _cpu_name() -> str:
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call returns, and its wall time, in seconds."""
     start = time.perf_counter()
     out = run()
     return out, time.perf_counter() - start
@@ -133,6 +136,7 @@ class Tally:
     reports: list[Report] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     same: list[bool] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)  # predicted seconds
 
     def rate(self, kind: str | None = None) -> float:
         mine = self._of(kind)
@@ -151,6 +155,67 @@ class Tally:
 Plan = dict[str, tuple[str, dict[str, Any]]]
 
 
+class Curves:
+    """Cost curves of every model that a plan runs, measured once.
+
+    Args:
+        sizes: tokens per measured pass.
+        past: committed tokens behind each measured pass.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int] = (1, 2, 3, 5, 9, 17, 33, 65),
+        past: int = 96,
+        repeats: int = 9,
+    ) -> None:
+        self.sizes, self.past, self.repeats = sizes, past, repeats
+        self.known: dict[int, tuple[Any, CostCurve]] = {}
+
+    def of(self, lm: Any) -> CostCurve:
+        """The curve of a model; measures it on first sight."""
+        if id(lm) not in self.known:
+            took = pass_costs(lm, self.sizes, self.past, self.repeats)
+            curve = CostCurve({n: s.median for n, s in took.items()})
+            self.known[id(lm)] = lm, curve  # holding lm keeps its id taken
+        return self.known[id(lm)][1]
+
+
+@dataclass
+class Run:
+    """One metered run.
+
+    Attributes:
+        cost: seconds that its counted forwards should take.
+        forward_s: seconds that they took.
+    """
+
+    report: Report
+    cost: float
+    forward_s: float
+
+    @property
+    def overhead(self) -> float:
+        """Share of the run that was no model's forward."""
+        return 1.0 - self.forward_s / self.report.seconds
+
+
+def metered(
+    target: Any, ids: list[int], label: str, curves: Curves, **options: Any
+) -> Run:
+    """Run a method with every forward counted."""
+    job = prepare(target, ids, label, **options)
+    meters = [Metered(job.target)]
+    job.target = meters[0]
+    if hasattr(job.drafter, "lm"):
+        meters.append(Metered(job.drafter.lm))
+        job.drafter.lm = meters[1]
+    known = [curves.of(m.lm) for m in meters]  # measured before the run
+    report = finish(job)[0]
+    cost = sum(c.total(m.passes) for c, m in zip(known, meters, strict=True))
+    return Run(report, cost, sum(m.seconds for m in meters))
+
+
 def run_all(
     target: Any,
     plan: Plan,
@@ -160,40 +225,61 @@ def run_all(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
+    curves: Curves | None = None,
 ) -> dict[str, Tally]:
     """Every method of ``plan`` and every peer on every prompt, in turns.
 
     Args:
         plan: label -> (method, options); must hold ``autoregressive``.
         prompts: with ``.prompt`` and ``.kind``.
-        peers: label -> function from prompt ids to new ids (transformers).
+        peers: label -> function from prompt ids to new ids (transformers);
+            the first peer's tokens (else the first method's) are those
+            that ``same`` compares with.
+        curves: measured costs; made on the way if not given.
     """
     tallies = {name: Tally() for name in [*(peers or {}), *plan]}
+    curves = curves or Curves()
+    sampling = {"temperature": temperature, "seed": seed}
     for item in tqdm(list(prompts), desc="bench", disable=None):
         ids = target.encode(item.prompt)
-        greedy: list[int] | None = None
-        for name in tallies:
-            if peers and name in peers:
-                tokens, seconds = timed(lambda n=name: peers[n](ids))
-                report = Report(tokens, None, [], seconds)
-            else:
+        truth: list[int] | None = None
+        for name, tally in tallies.items():
+            if name in plan:
                 label, options = plan[name]
-                report = generate(
+                run = metered(
                     target,
                     ids,
                     label,
+                    curves,
                     max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    seed=seed,
+                    **sampling,
                     **options,
                 )
-            if greedy is None:
-                greedy = report.tokens
-            tally = tallies[name]
+                report, cost = run.report, run.cost
+            else:
+                tokens, seconds = timed(lambda n=name: peers[n](ids))
+                report, cost = Report(tokens, None, [], seconds), math.nan
+            truth = report.tokens if truth is None else truth
             tally.reports.append(report)
             tally.kinds.append(item.kind)
-            tally.same.append(report.tokens == greedy)
+            tally.same.append(report.tokens == truth)
+            tally.costs.append(cost)
     return tallies
+
+
+def forecast(mine: Tally, own: Tally, kind: str | None = None) -> float:
+    """Predicted speedup over plain decoding: tokens per predicted second.
+
+    From counts (how many forwards over how many tokens) and the measured
+    cost curves; the loop's own work is not in it.
+    """
+
+    def pace(t: Tally) -> float:
+        rows = list(zip(t.reports, t.costs, t.kinds, strict=True))
+        rows = [(r, c) for r, c, k in rows if kind in (None, k)]
+        return sum(len(r.tokens) for r, _ in rows) / sum(c for _, c in rows)
+
+    return pace(mine) / pace(own)
 
 
 def ratios(
@@ -238,7 +324,6 @@ def predict(
 def rows(
     tallies: dict[str, Tally],
     plan: Plan,
-    predicted: dict[str, float],
     peer: str | None,
 ) -> list[dict[str, Any]]:
     """One record per method and prompt kind, plus ``all``."""
@@ -262,7 +347,7 @@ def rows(
                     "speedup_vs_own": round(over_own.median, 3),
                     "spread_vs_own": over_own.json(),
                     "spread_vs_transformers": over_peer and over_peer.json(),
-                    "predicted": predicted.get(name),
+                    "predicted": round(forecast(tally, own, kind), 3),
                     "lossless": find(label).lossless,
                     "identical_to_greedy": all(tally.same),
                 }

@@ -1,9 +1,9 @@
 """What ``specref bench`` runs: three studies on the real model.
 
-``methods``  every chosen method over the evaluation prompts, per kind.
-``costs``    time of a pass over 1..64 tokens, ours and transformers'.
-``chain``    a chain of gamma 1..8: predicted beside measured speedup, and
-             transformers' assisted generation with the same draft.
+- ``methods``: every chosen method over the evaluation prompts, per kind.
+- ``costs``: time of a pass over 1..64 tokens, ours and transformers'.
+- ``chain``: a chain of gamma 1..8: predicted beside measured speedup, and
+  transformers' assisted generation with the same draft.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from specref import bench
+from specref import bench, chain
+from specref.lm.drafts import COPIES
 from specref.prompts import eval_prompts
 from specref.registry import methods
 
@@ -48,7 +49,10 @@ def plan_for(names: str) -> bench.Plan:
 
 
 def transformers_peer(
-    target: Any, max_new_tokens: int, temperature: float = 0.0
+    target: Any,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    **extra: Any,
 ) -> tuple[Any, Callable[[list[int]], list[int]]]:
     """The same weights in transformers, and its plain decoding."""
     from transformers import AutoModelForCausalLM
@@ -57,7 +61,7 @@ def transformers_peer(
         target.folder, dtype=target.lm.dtype
     ).to(target.lm.device)
     peer.eval()
-    return peer, _decoder(peer, max_new_tokens, temperature)
+    return peer, _decoder(peer, max_new_tokens, temperature, **extra)
 
 
 def _decoder(
@@ -83,6 +87,7 @@ def _decoder(
 
 
 def study_methods(args: Any, target: Any) -> dict[str, Any]:
+    """Every method of the plan, over the evaluation prompts."""
     peers, peer = {}, None
     if not args.no_transformers:
         peer = "transformers"
@@ -91,7 +96,8 @@ def study_methods(args: Any, target: Any) -> dict[str, Any]:
         )[1]
     plan = plan_for(args.methods)
     prompts = eval_prompts()[: args.prompts]
-    warm_up(target, plan, prompts[:1], peers)
+    curves = bench.Curves()
+    warm_up(target, plan, prompts[:1], peers, curves)
     tallies = bench.run_all(
         target,
         plan,
@@ -100,17 +106,23 @@ def study_methods(args: Any, target: Any) -> dict[str, Any]:
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         seed=args.seed,
+        curves=curves,
     )
-    forecast = bench.forecasts(target, plan, tallies)
-    return {"rows": bench.rows(tallies, plan, forecast, peer)}
+    return {"rows": bench.rows(tallies, plan, peer)}
 
 
-def warm_up(target: Any, plan: bench.Plan, prompts: Any, peers: Any) -> None:
-    """First calls load weights and make quantised copies: not timed."""
-    bench.run_all(target, plan, prompts, peers=peers, max_new_tokens=8)
+def warm_up(
+    target: Any, plan: bench.Plan, prompts: Any, peers: Any, curves: Any
+) -> None:
+    """First calls load weights, make quantised copies and measure costs:
+    not timed."""
+    bench.run_all(
+        target, plan, prompts, peers=peers, max_new_tokens=8, curves=curves
+    )
 
 
 def study_costs(args: Any, target: Any) -> dict[str, Any]:
+    """Milliseconds of a pass over 1 to 64 tokens."""
     own = bench.pass_costs(target.lm, SIZES)
     out = {
         "tokens": list(SIZES),
@@ -150,7 +162,23 @@ def peer_costs(
     return {int(k): v for k, v in took.items()}
 
 
-STUDIES = {"methods": study_methods, "costs": study_costs}
+def study_chain(args: Any, target: Any) -> dict[str, Any]:
+    """Chains of each length: predicted beside measured speedup."""
+    prompts = eval_prompts()[: args.prompts]
+    n = args.max_new_tokens
+    out = chain.study(target, prompts, args.draft, max_new_tokens=n)
+    if not args.no_transformers and args.draft not in COPIES:
+        out["assisted"] = chain.against_assisted(
+            target, prompts, args.draft, max_new_tokens=n
+        )
+    return out
+
+
+STUDIES = {
+    "methods": study_methods,
+    "costs": study_costs,
+    "chain": study_chain,
+}
 
 
 def main(args: Any, target: Any) -> None:

@@ -1,18 +1,22 @@
 """Drafts by name: the target's own quantised copies and trained weights.
 
 Trained drafts are safetensors files in bf16 with their config in the
-header; they share the target's embedding, so the files hold the layers and
-a reduced output head only.
+header.  They share the target's embedding, the rows of its output head for
+a reduced vocabulary and, if the header says so, its first layers: the files
+hold what was trained only.
 """
 
 from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from specref.lm.linear import Linear
 from specref.lm.llama import Llama, LlamaConfig
@@ -119,7 +123,7 @@ def load_draft(file: Path, target: Llama) -> Llama:
     """
     from safetensors import SafetensorError, safe_open
 
-    from specref.lm.weights import assign
+    from specref.lm.weights import copy_named
 
     if not file.exists():
         raise ValueError(
@@ -139,23 +143,115 @@ def load_draft(file: Path, target: Llama) -> Llama:
             f"weight file {file.name} holds no draft config: it was not "
             "written by specref train"
         )
-    config = LlamaConfig(**json.loads(meta["config"]))
-    _check_shares(file, config, target)
-    head_vocab = state.pop("head_vocab").long()
-    model = Llama(config, head_vocab).to(target.dtype)
-    state["embed.weight"] = target.embed.weight.detach()
-    assign(model, state)
-    model.embed.weight = target.embed.weight  # shared, not copied
-    model.eos = target.eos
-    model = model.to(target.device).requires_grad_(False).eval()
+    try:
+        config = LlamaConfig(**json.loads(meta["config"]))
+        shared = list(json.loads(meta.get("shared", "[]")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"weight file {file.name} holds a draft config that does not "
+            f"fit ({error})"
+        ) from error
+    if "head_vocab" not in state:
+        raise ValueError(f"weight file {file.name} lacks tensor 'head_vocab'")
+    words = state.pop("head_vocab").long()
+    _check_shares(file, config, words, shared, target)
+    model = skeleton(config, words, target)
+    for mine, i in zip(model.layers, shared, strict=False):
+        _share(mine, target.layers[i])
+    own = {
+        n: w
+        for n, w in model.named_parameters()
+        if n.startswith(("layers.", "norm.")) and not _is_shared(n, shared)
+    }
+    copy_named(own, state)
     return model.pack() if target.device.type == "cpu" else model
 
 
-def _check_shares(file: Path, config: LlamaConfig, target: Llama) -> None:
+def skeleton(config: LlamaConfig, head_vocab: Tensor, target: Llama) -> Llama:
+    """A draft with the target's embedding and head rows, layers empty."""
+    with torch.device("meta"):
+        model = Llama(config, head_vocab)
+    model.embed = target.embed
+    weight = target.head.weight.detach()
+    model.head_vocab = head_vocab.to(weight.device)
+    model = model.to(target.dtype)
+    for part in (model.layers, model.norm, model.head):
+        part.to_empty(device=weight.device)
+    with torch.no_grad():
+        model.head.weight.copy_(weight[model.head_vocab])
+    model.eos = target.eos
+    return model.requires_grad_(False).eval()
+
+
+def _share(mine: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    """Let a layer read another's weights (packed ones too)."""
+    for a, b in zip(mine.modules(), theirs.modules(), strict=True):
+        a._parameters.update(b._parameters)
+        if isinstance(a, Linear):
+            a._packed = b._packed
+
+
+def _is_shared(name: str, shared: list[int]) -> bool:
+    parts = name.split(".")
+    return parts[0] == "layers" and int(parts[1]) < len(shared)
+
+
+def save_draft(
+    draft: Llama,
+    file: Path,
+    shared: Sequence[int] = (),
+    about: dict[str, Any] | None = None,
+) -> None:
+    """Write what a draft does not share with its target, in bf16.
+
+    Args:
+        shared: the target's layers that the draft's first ones are.
+        about: kept in the header, for people.
+    """
+    from safetensors.torch import save_file
+
+    state = {
+        n: w.detach().bfloat16().contiguous()
+        for n, w in draft.named_parameters()
+        if n.startswith(("layers.", "norm."))
+        and not _is_shared(n, list(shared))
+    }
+    state["head_vocab"] = draft.head_vocab.to(torch.int32).cpu()
+    meta = {
+        "config": json.dumps(asdict(draft.config)),
+        "shared": json.dumps(list(shared)),
+        "about": json.dumps(about or {}),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    save_file(state, part, meta)
+    part.rename(file)
+
+
+def _check_shares(
+    file: Path,
+    config: LlamaConfig,
+    words: Tensor,
+    shared: Sequence[int],
+    target: Llama,
+) -> None:
+    """Refuse a draft whose shared parts the target does not have."""
     for name in ("vocab_size", "hidden_size"):
         mine, theirs = getattr(config, name), getattr(target.config, name)
         if mine != theirs:
             raise ValueError(
                 f"draft {file.name} has {name} {mine}, the target {theirs}: "
                 "it was trained for another target"
+            )
+    if not bool(((words >= 0) & (words < config.vocab_size)).all()):
+        raise ValueError(
+            f"head_vocab of {file.name} must hold token ids in [0, "
+            f"{config.vocab_size}), got up to {int(words.max())}"
+        )
+    most = target.config.num_hidden_layers
+    for layer in shared:
+        if not 0 <= layer < most:
+            raise ValueError(
+                f"draft {file.name} shares layer {layer} of a target that "
+                f"has {most} layers: it was trained for another target"
             )

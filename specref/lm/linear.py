@@ -51,6 +51,8 @@ class Linear(nn.Module):
             torch.float32,
             torch.bfloat16,
         )
+        if self._packed is not None:
+            return  # also when shared with another model
         if usable and torch.backends.mkldnn.is_available():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(
                 self.weight.detach(), 8

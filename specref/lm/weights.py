@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specref.lm.llama import Llama, LlamaConfig
+from specref.lm.llama import Llama, LlamaConfig, rotary
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -37,8 +37,17 @@ _PLAIN = {
 }
 _FUSED = {
     "layers.#.qkv": [f"model.layers.#.self_attn.{x}_proj" for x in "qkv"],
-    "layers.#.gate_up": [f"model.layers.#.mlp.{x}_proj" for x in ("gate", "up")],
+    "layers.#.gate_up": [
+        f"model.layers.#.mlp.{x}_proj" for x in ("gate", "up")
+    ],
 }
+_NEEDED = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+)
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$")
 
 
@@ -54,14 +63,17 @@ def config_from_hf(raw: Mapping[str, Any]) -> LlamaConfig:
             f"model_type must be one of {FAMILIES}, got {family!r}: use "
             "specref.lm.HF for other architectures"
         )
+    for field in _NEEDED:
+        if field not in raw:
+            raise ValueError(f"the model's config lacks {field!r}")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ValueError(
+            f"hidden_act must be 'silu', got {raw['hidden_act']!r}"
+        )
     heads = raw["num_attention_heads"]
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    window = raw.get("sliding_window")
-    if family.startswith("qwen") and not raw.get("use_sliding_window"):
-        window = None
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act must be 'silu', got {raw['hidden_act']!r}")
-    return LlamaConfig(
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    config = LlamaConfig(
         vocab_size=raw["vocab_size"],
         hidden_size=raw["hidden_size"],
         num_hidden_layers=raw["num_hidden_layers"],
@@ -70,15 +82,40 @@ def config_from_hf(raw: Mapping[str, Any]) -> LlamaConfig:
         head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
         intermediate_size=raw["intermediate_size"],
         rope_theta=rope.get("rope_theta", raw.get("rope_theta") or 10_000.0),
-        rope_scaling=rope if "factor" in rope else None,
+        rope_scaling=None if kind == "default" else rope,
         rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
         max_position_embeddings=raw.get("max_position_embeddings", 8192),
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
         qkv_bias=raw.get("attention_bias", family == "qwen2"),
         o_bias=raw.get("attention_bias", False),
         qk_norm=family == "qwen3",
-        sliding_window=window,
+        sliding_window=_window(raw),
     )
+    rotary(config, "cpu")  # refuses a scaling that it lacks
+    return config
+
+
+def _window(raw: Mapping[str, Any]) -> int | None:
+    """The sliding window of all layers, or None.
+
+    Raises:
+        ValueError: when layers differ.
+    """
+    window = raw.get("sliding_window")
+    qwen = raw["model_type"].startswith("qwen")
+    if window is None or (qwen and not raw.get("use_sliding_window")):
+        return None
+    layers = raw["num_hidden_layers"]
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        full = raw.get("max_window_layers", 28) if qwen else 0
+        kinds = ["full" if i < full else "sliding" for i in range(layers)]
+    if len(set(kinds)) > 1:
+        raise ValueError(
+            "layers must all have the sliding window or none, got "
+            f"layer_types {kinds}: use specref.lm.HF"
+        )
+    return window if kinds[0].startswith("sliding") else None
 
 
 def _take(source: dict[str, Tensor], name: str) -> Tensor:
@@ -123,6 +160,18 @@ def assign(model: Llama, state: Mapping[str, Tensor]) -> Llama:
     if model.head.weight is model.embed.weight:
         own.pop("head.weight", None)
         state = {k: v for k, v in state.items() if k != "head.weight"}
+    copy_named(own, state)
+    return model
+
+
+def copy_named(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> None:
+    """Copy tensors by name, all of them, dtype converted.
+
+    Raises:
+        ValueError: missing or unknown tensor, or a wrong shape (both named).
+    """
     for name in sorted(own.keys() - state.keys()):
         raise ValueError(f"weights lack tensor {name!r}")
     for name in sorted(state.keys() - own.keys()):
@@ -135,7 +184,6 @@ def assign(model: Llama, state: Mapping[str, Tensor]) -> Llama:
                     f"got {tuple(state[name].shape)}"
                 )
             tensor.copy_(state[name])
-    return model
 
 
 def empty(config: LlamaConfig, dtype: torch.dtype, device: str) -> Llama:
@@ -149,15 +197,19 @@ def empty(config: LlamaConfig, dtype: torch.dtype, device: str) -> Llama:
 
 
 def read_safetensors(folder: str | Path) -> dict[str, Tensor]:
-    """All tensors of the ``*.safetensors`` files of a folder.
+    """All tensors of the model in a folder.
+
+    The files are those of ``model.safetensors.index.json``, else
+    ``model.safetensors``, else all ``*.safetensors`` (some repositories
+    keep a second copy in another layout).
 
     Raises:
-        ValueError: no file, or a truncated or altered one (named).
+        ValueError: no file, or a missing, truncated or altered one (named).
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    files = sorted(Path(folder).glob("*.safetensors"))
+    files = _weight_files(Path(folder))
     if not files:
         raise ValueError(f"no *.safetensors file in {folder}")
     out: dict[str, Tensor] = {}
@@ -167,9 +219,41 @@ def read_safetensors(folder: str | Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(
                 f"weight file {file.name} is truncated or altered ({error}); "
-                "delete it and fetch it again"
+                f"delete the folder {folder} and fetch the model again"
             ) from error
     return out
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    single = folder / "model.safetensors"
+    if index.exists():
+        parts = sorted(set(_read_json(index)["weight_map"].values()))
+        for part in parts:
+            if not (folder / part).exists():
+                raise ValueError(
+                    f"weight file {part} of {index.name} is not in {folder}: "
+                    "fetch the model again"
+                )
+        return [folder / part for part in parts]
+    if single.exists():
+        return [single]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"no {file.name} in {file.parent}: a model folder holds "
+            "config.json, safetensors and tokenizer files"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{file.name} in {file.parent} is no JSON ({error}): fetch the "
+            "model again"
+        ) from error
 
 
 def from_folder(
@@ -178,7 +262,7 @@ def from_folder(
     device: str = "cpu",
 ) -> Llama:
     """A `Llama` from ``config.json`` and safetensors in ``folder``."""
-    raw = json.loads((Path(folder) / "config.json").read_text())
+    raw = _read_json(Path(folder) / "config.json")
     config = config_from_hf(raw)
     model = empty(config, dtype, device)
     state = translate(read_safetensors(folder), config.num_hidden_layers)

@@ -1,0 +1,1 @@
+"""Distilling drafts from the target: prompts, responses, recipes."""

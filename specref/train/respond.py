@@ -1,4 +1,8 @@
-"""Training data: the target's own responses, with its laws cut to top-k.
+"""Training data: the target's own responses, with its features.
+
+The feature of a position is the hidden state that the output head reads
+there, so one stored vector gives back the whole law, and a head that
+predicts features has its inputs and its labels.
 
 Prompts are answered in batches; rows that end make room for new ones, so
 that the matrix products stay wide.  Shards are written whole and skipped
@@ -34,14 +38,14 @@ class Response:
     Attributes:
         prompt: token ids, chat format included.
         tokens: the response, ``n`` ids, EOS included when it came.
-        index: ``[n, k]`` most probable ids of the target at temperature 1.
-        logprob: ``[n, k]`` their log-probabilities, float16.
+        hidden: pieces of ``[m + n - 1, d]`` float16: the target's features
+            at every position of prompt (``m`` tokens) and response but the
+            last, each of which predicts the token after it.
     """
 
     prompt: list[int]
     tokens: list[int] = field(default_factory=list)
-    index: list[Tensor] = field(default_factory=list)
-    logprob: list[Tensor] = field(default_factory=list)
+    hidden: list[Tensor] = field(default_factory=list)
     number: int = 0
     temperature: float = 1.0
 
@@ -52,7 +56,6 @@ class Responder:
     Args:
         width: rows of the batch.
         max_new: longest response, in tokens.
-        top_k: how much of the target's law to keep per token.
         seed: of the responses; prompt ``i`` has stream ``i``, so that a
             response does not depend on its neighbours' number.
     """
@@ -63,11 +66,10 @@ class Responder:
         width: int = 64,
         max_new: int = 160,
         max_prompt: int = 400,
-        top_k: int = 32,
         seed: int = 0,
     ) -> None:
         self.lm, self.width, self.max_new = lm, width, max_new
-        self.max_prompt, self.top_k, self.seed = max_prompt, top_k, seed
+        self.max_prompt, self.seed = max_prompt, seed
         self.rows: list[Response] = []
         self.draws: list[Seeded] = []
         self.cache = lm.new_cache(width, max_prompt + max_new)
@@ -97,7 +99,9 @@ class Responder:
         n = max(max(map(len, body)), 1)
         cache = self.lm.new_cache(len(new), n)
         tokens = torch.tensor([b + [0] * (n - len(b)) for b in body])
-        self.lm.forward(tokens, cache, logits=False)
+        hidden = self.lm.forward(tokens, cache, logits=False).hidden.half()
+        for r, b, h in zip(new, body, hidden, strict=True):
+            r.hidden.append(h[: len(b)].clone())
         at = len(self.rows)
         for mine, theirs in zip(self.store, (cache.k, cache.v), strict=True):
             mine[:, at : at + len(new), :, :n] = theirs
@@ -115,20 +119,16 @@ class Responder:
     def _step(self) -> None:
         """One token for every row."""
         last = [[(r.tokens or r.prompt)[-1]] for r in self.rows]
-        logits = self.lm.forward(torch.tensor(last), self.cache).logits[:, -1]
+        out = self.lm.forward(torch.tensor(last), self.cache)
         self.cache.keep()
-        logprob = logits.float().log_softmax(-1)
-        top, index = logprob.topk(self.top_k, -1)
+        logits, hidden = out.logits[:, -1].float(), out.hidden.half()
         heat = torch.tensor([r.temperature for r in self.rows])
-        law = (logprob / heat.clamp(min=0.1)[:, None]).softmax(-1)
+        law = (logits / heat.clamp(min=0.1)[:, None]).softmax(-1)
         mark = torch.stack([d.uniform(()) for d in self.draws])
-        pick = torch.where(heat > 0, inverse_cdf(law, mark), index[:, 0])
-        for r, t, i, p in zip(
-            self.rows, pick.tolist(), index, top.half(), strict=True
-        ):
+        pick = torch.where(heat > 0, inverse_cdf(law, mark), logits.argmax(-1))
+        for r, t, h in zip(self.rows, pick.tolist(), hidden, strict=True):
             r.tokens.append(t)
-            r.index.append(i)
-            r.logprob.append(p)
+            r.hidden.append(h)
 
     def _retire(self) -> list[Response]:
         """Take ended rows out; the last row moves into each one's place."""
@@ -142,7 +142,8 @@ class Responder:
             out.append(row)
             last, length = len(self.rows) - 1, self.cache.length
             for store in self.store:
-                store[:, i, :, : length[last]] = store[:, last, :, : length[last]]
+                kept = store[:, last, :, : length[last]]
+                store[:, i, :, : length[last]] = kept
             for column in (self.rows, self.draws, length):
                 column[i] = column[last]
                 column.pop()
@@ -164,10 +165,7 @@ def save_shard(file: Path, responses: Sequence[Response]) -> None:
         "tokens": flat([r.tokens for r in responses]),
         "length": flat([[len(r.tokens)] for r in responses]),
         "number": flat([[r.number] for r in responses]),
-        "index": torch.cat([torch.stack(r.index) for r in responses]).to(
-            torch.int32
-        ),
-        "logprob": torch.cat([torch.stack(r.logprob) for r in responses]),
+        "hidden": torch.cat([h for r in responses for h in r.hidden]),
     }
     part = file.with_suffix(".part")
     save_file(tensors, part)

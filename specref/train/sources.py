@@ -51,23 +51,28 @@ class Package:
 CHATTERBOT = Package(
     "chatterbot-corpus", "1.3.3",
     "chatterbot_corpus-1.3.3-py2.py3-none-any.whl",
-    "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154", "BSD-3-Clause",
+    "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+    "BSD-3-Clause",
 )
 REASONING = Package(
     "reasoning-gym", "0.1.25", "reasoning_gym-0.1.25-py3-none-any.whl",
-    "7f17a3eddb13c015d7d4a755ed576a061df889faf9468bcc2cca334ebe9e0435", "Apache-2.0",
+    "7f17a3eddb13c015d7d4a755ed576a061df889faf9468bcc2cca334ebe9e0435",
+    "Apache-2.0",
 )
 FOLDOC = Package(
     "dict-foldoc", "20230119-1", "dict-foldoc_20230119-1_all.deb",
-    "745cbedb55c2da609cc88ee0284e9d11a67a11ae3709daf7bad0e895ac3294c3", "GFDL-1.3-or-later",
+    "745cbedb55c2da609cc88ee0284e9d11a67a11ae3709daf7bad0e895ac3294c3",
+    "GFDL-1.3-or-later",
 )
 JARGON = Package(
     "jargon-text", "4.4.7-4.1", "jargon-text_4.4.7-4.1_all.deb",
-    "17d05997e30eb3d5d6713929b8e2f81b63a5f50073858ad2a06701c71f54dcdb", "public-domain",
+    "17d05997e30eb3d5d6713929b8e2f81b63a5f50073858ad2a06701c71f54dcdb",
+    "public-domain",
 )
 AUSTEN = Package(
     "r-cran-janeaustenr", "1.0.0-1", "r-cran-janeaustenr_1.0.0-1_all.deb",
-    "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95", "public-domain",
+    "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95",
+    "public-domain",
 )
 PACKAGES = (CHATTERBOT, REASONING, FOLDOC, JARGON, AUSTEN)
 
