@@ -28,7 +28,7 @@ from tqdm import tqdm
 from specref.draws import Seeded, inverse_cdf
 from specref.lm.llama import Llama
 
-TEMPERATURES = (0.0, 0.7, 1.0)  # row i samples at the (i mod 3)-th
+TEMPERATURES = (0.0, 0.7, 1.0)
 
 
 @dataclass
@@ -58,6 +58,7 @@ class Responder:
         max_new: longest response, in tokens.
         seed: of the responses; prompt ``i`` has stream ``i``, so that a
             response does not depend on its neighbours' number.
+        temperatures: prompt ``i`` is answered at the ``i``-th, in turns.
     """
 
     def __init__(
@@ -67,9 +68,11 @@ class Responder:
         max_new: int = 160,
         max_prompt: int = 400,
         seed: int = 0,
+        temperatures: Sequence[float] = TEMPERATURES,
     ) -> None:
         self.lm, self.width, self.max_new = lm, width, max_new
         self.max_prompt, self.seed = max_prompt, seed
+        self.temperatures = tuple(temperatures)
         self.rows: list[Response] = []
         self.draws: list[Seeded] = []
         self.cache = lm.new_cache(width, max_prompt + max_new)
@@ -81,7 +84,11 @@ class Responder:
     ) -> Iterator[Response]:
         """Yields responses as they end; prompt ``i`` is ``first + i``."""
         todo = [
-            Response(p, number=first + i, temperature=TEMPERATURES[i % 3])
+            Response(
+                p,
+                number=first + i,
+                temperature=self.temperatures[i % len(self.temperatures)],
+            )
             for i, p in enumerate(prompts)
             if 1 <= len(p) <= self.max_prompt
         ]
