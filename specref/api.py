@@ -11,6 +11,8 @@ import torch
 
 from specref.decode import Request, Round, rounds
 from specref.draws import Draws, Seeded
+from specref.inputs import encode, stopper
+from specref.lm.wrap import unwrap
 from specref.registry import method as find
 from specref.warp import Processor, Sampling, Warp
 
@@ -104,9 +106,10 @@ def prepare(
     """
     lm, tokenizer = unwrap(target)
     rows, single = encode(prompt, target, tokenizer, lm.vocab_size, chat)
-    if max_new_tokens < 1:
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(
-            f"max_new_tokens must be at least 1, got {max_new_tokens}"
+            "max_new_tokens must be a whole number of at least 1, got "
+            f"{max_new_tokens}"
         )
     limit = getattr(lm, "max_positions", None)
     longest = max(map(len, rows))
@@ -135,7 +138,9 @@ def prepare(
     return Job(lm, drafter, rule, ask, tokenizer, single)
 
 
-def stream(target: Any, prompt: Any, method: str = "auto", **options: Any):
+def stream(
+    target: Any, prompt: Any, method: str = "auto", **options: Any
+) -> Iterator[Round]:
     """Iterate over the `Round` records of a run as they happen.
 
     Arguments as for `generate`.  Bad arguments raise here, not at the
@@ -212,23 +217,8 @@ def _report(
     return Report(tokens, text, mine, seconds, b, cut)
 
 
-def unwrap(target: Any) -> tuple[Any, Any]:
-    """The `LM` and the tokenizer (or None) of whatever users pass."""
-    if hasattr(target, "lm") and hasattr(target, "tokenizer"):
-        return target.lm, target.tokenizer
-    if hasattr(target, "new_cache"):
-        return target, None
-    if hasattr(target, "get_input_embeddings"):
-        from specref.lm.hf import HF
-
-        return HF(target), None
-    raise TypeError(
-        "target must be what specref.load returns, a specref.lm model or a "
-        f"transformers causal language model, got {type(target).__name__}"
-    )
-
-
 def lm_eos(lm: Any) -> tuple[int, ...]:
+    """The token ids that end a text of this model, maybe none."""
     return tuple(getattr(lm, "eos", ()))
 
 
@@ -236,60 +226,5 @@ def default_method(lm: Any) -> str:
     """What ``auto`` means without a draft."""
     from specref.lm.llama import Llama
 
-    return "int8" if isinstance(lm, Llama) else "prompt_lookup"
-
-
-def encode(
-    prompt: Any, target: Any, tokenizer: Any, vocab_size: int, chat: bool
-) -> tuple[list[list[int]], bool]:
-    """Token ids per row, and whether a single prompt was given."""
-    if isinstance(prompt, torch.Tensor):
-        prompt = prompt.tolist()
-    if not isinstance(prompt, str) and len(prompt) == 0:
-        raise ValueError("prompt must have at least one token, got none")
-    single = isinstance(prompt, str) or not isinstance(
-        prompt[0], str | Sequence | torch.Tensor
-    )
-    rows = []
-    for item in [prompt] if single else prompt:
-        if isinstance(item, str):
-            if tokenizer is None:
-                raise ValueError(
-                    "prompt is text but the target has no tokenizer: pass "
-                    "token ids, or a model from specref.load"
-                )
-            item = target.encode(item, chat) if item else []
-        row = [int(t) for t in item]
-        if not row:
-            raise ValueError("prompt must have at least one token, got none")
-        worst = max(row, key=lambda t: max(t, -t - 1))
-        if not 0 <= worst < vocab_size:
-            raise ValueError(
-                f"prompt holds token {worst}, outside the target's "
-                f"vocabulary of {vocab_size}"
-            )
-        rows.append(row)
-    return rows, single
-
-
-def stopper(stop: Any, tokenizer: Any) -> Callable | None:
-    """A function of a row's new tokens from texts or a function."""
-    if stop is None or callable(stop):
-        return stop
-    texts = [stop] if isinstance(stop, str) else list(stop)
-    if tokenizer is None:
-        raise ValueError(
-            "stop is text but the target has no tokenizer: pass a function "
-            "of the new tokens instead"
-        )
-    if not all(texts):
-        raise ValueError("stop must not hold an empty text")
-    reach = max(map(len, texts))
-
-    def ended(tokens: Sequence[int]) -> bool:
-        # A token has at least one character, or joins one: look back far
-        # enough for the longest text in the worst case.
-        tail = tokenizer.decode(tokens[-(4 * reach + 8) :])
-        return any(text in tail for text in texts)
-
-    return ended
+    copies = isinstance(lm, Llama) and lm.device.type == "cpu"
+    return "int8" if copies else "prompt_lookup"

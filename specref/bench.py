@@ -10,123 +10,20 @@ Does not handle: batches, several devices.
 from __future__ import annotations
 
 import math
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from specref.api import Report, finish, prepare
-from specref.meter import CostCurve, Metered
+from specref.meter import Metered
 from specref.registry import method as find
-
-WILD = 0.5  # refuse when (q3 - q1) / median of the baseline exceeds this
+from specref.timing import Curves, Spread, timed
 
 
 class WildSpread(RuntimeError):
     """The machine was too busy for the figures to mean anything."""
-
-
-@dataclass
-class Spread:
-    """A median with its quartiles."""
-
-    median: float
-    q1: float
-    q3: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        if len(values) < 2:
-            return cls(values[0], values[0], values[0])
-        q1, q2, q3 = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(q2, q1, q3)
-
-    @property
-    def wild(self) -> bool:
-        return (self.q3 - self.q1) / self.median > WILD
-
-    def json(self) -> dict[str, float]:
-        return {k: round(v, 4) for k, v in vars(self).items()}
-
-
-def provenance(lm: Any, command: str) -> dict[str, Any]:
-    """Where, when and how figures were measured."""
-    cuda = lm.device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
-        "dtype": str(getattr(lm, "dtype", "float32")).removeprefix("torch."),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": command,
-    }
-
-
-def _cpu_name() -> str:
-    cores = os.cpu_count()
-    try:
-        with open("/proc/cpuinfo") as f:
-            names = [x for x in f if x.startswith("model name")]
-        return f"{names[0].split(':')[1].strip()}, {cores} cores"
-    except (OSError, IndexError):
-        return f"{platform.processor() or platform.machine()}, {cores} cores"
-
-
-def timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call returns, and its wall time, in seconds."""
-    start = time.perf_counter()
-    out = run()
-    return out, time.perf_counter() - start
-
-
-def interleave(
-    runs: dict[str, Callable[[], Any]], repeats: int, warm: int = 2
-) -> dict[str, Spread]:
-    """Seconds of each run, taken in turns."""
-    took: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(repeats + warm):
-        for name, run in runs.items():
-            _, seconds = timed(run)
-            if i >= warm:
-                took[name].append(seconds)
-    return {name: Spread.of(values) for name, values in took.items()}
-
-
-def pass_costs(
-    lm: Any, sizes: Sequence[int], past: int = 128, repeats: int = 15
-) -> dict[int, Spread]:
-    """Seconds of one forward over k new tokens, past ``past`` others."""
-    cache = lm.new_cache(1, past + max(sizes) + 1)
-    ids = torch.arange(past + max(sizes)) % min(lm.vocab_size, 1000)
-    ids = ids.to(lm.device)[None]
-
-    def run(k: int) -> Callable[[], None]:
-        def step() -> None:
-            out = lm.forward(ids[:, past : past + k], cache)
-            cache.keep([[]])
-            out.logits[0, -1, 0].item()  # waits for a GPU
-
-        return step
-
-    with torch.inference_mode():
-        lm.forward(ids[:, :past], cache, logits=False)
-        cache.keep()
-        return {
-            int(k): v
-            for k, v in interleave(
-                {str(k): run(k) for k in sizes}, repeats
-            ).items()
-        }
 
 
 @dataclass
@@ -153,32 +50,6 @@ class Tally:
 
 
 Plan = dict[str, tuple[str, dict[str, Any]]]
-
-
-class Curves:
-    """Cost curves of every model that a plan runs, measured once.
-
-    Args:
-        sizes: tokens per measured pass.
-        past: committed tokens behind each measured pass.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[int] = (1, 2, 3, 5, 9, 17, 33, 65),
-        past: int = 96,
-        repeats: int = 9,
-    ) -> None:
-        self.sizes, self.past, self.repeats = sizes, past, repeats
-        self.known: dict[int, tuple[Any, CostCurve]] = {}
-
-    def of(self, lm: Any) -> CostCurve:
-        """The curve of a model; measures it on first sight."""
-        if id(lm) not in self.known:
-            took = pass_costs(lm, self.sizes, self.past, self.repeats)
-            curve = CostCurve({n: s.median for n, s in took.items()})
-            self.known[id(lm)] = lm, curve  # holding lm keeps its id taken
-        return self.known[id(lm)][1]
 
 
 @dataclass

@@ -33,12 +33,14 @@ def at_least(name: str, value: Any, least: int = 1) -> int:
 
 
 def plain(target: Any) -> Parts:
+    """No draft: plain decoding, one token per target call."""
     return NoDraft(), rules.get("naive")
 
 
 def chain(
     rule: str, target: Any, draft: Any = "middle", gamma: int = 4
 ) -> Parts:
+    """``gamma`` i.i.d. draft tokens in a row, judged by ``rule``."""
     policy = Static(shapes.chain(at_least("gamma", gamma)), IID)
     return ModelDrafter(resolve(draft, target), policy), rules.get(rule)
 
@@ -49,6 +51,10 @@ def copy(
     gamma: int = 6,
     stop_below: float | None = 0.4,
 ) -> Parts:
+    """A chain from a quantised copy of the target.
+
+    ``stop_below`` ends it where the copy's own confidence is lower.
+    """
     policy = Static(shapes.chain(at_least("gamma", gamma)), IID, stop_below)
     drafter = ModelDrafter(resolve(draft, target), policy)
     return drafter, rules.get("tokenwise")
@@ -62,6 +68,7 @@ def assisted(
     stop_below: float | None = 0.4,
     max_gamma: int = 20,
 ) -> Parts:
+    """A chain whose length follows transformers' schedules."""
     length = by_name(
         schedule, at_least("gamma", gamma), at_least("max_gamma", max_gamma)
     )
@@ -78,6 +85,7 @@ def tree(
     widths: Sequence[int] = (3, 2, 1),
     shape: Sequence[int] | None = None,
 ) -> Parts:
+    """A tree of ``widths`` children per level, or of any ``shape``."""
     parents = shapes.branching(widths) if shape is None else shape
     policy = Static(parents, kind)
     return ModelDrafter(resolve(draft, target), policy), rules.get(rule)
@@ -86,6 +94,7 @@ def tree(
 def spectr(
     target: Any, draft: Any = "middle", k: int = 3, gamma: int = 3
 ) -> Parts:
+    """``k`` i.i.d. chains of ``gamma`` tokens, judged by k-SEQ."""
     parents = shapes.chains(at_least("k", k), at_least("gamma", gamma))
     policy = Static(parents, IID)
     return ModelDrafter(resolve(draft, target), policy), rules.get("kseq")
@@ -98,6 +107,7 @@ def sequoia(
     depth: int | None = 6,
     accept: Sequence[float] | None = None,
 ) -> Parts:
+    """The tree that is best for acceptance rates ``accept`` by rank."""
     if accept is None:
         accept = shipped_acceptance(draft)
     parents = shapes.sequoia(accept, at_least("nodes", nodes), depth)
@@ -114,6 +124,7 @@ def dynamic(
     width: int = 3,
     stop_below: float = 0.0,
 ) -> Parts:
+    """A tree grown where the draft is confident (EAGLE-2)."""
     for name, value in (("nodes", nodes), ("depth", depth), ("width", width)):
         at_least(name, value)
     policy = Dynamic(nodes, depth, width, stop_below)
@@ -122,11 +133,13 @@ def dynamic(
 
 
 def lookup(target: Any, gamma: int = 10, ngram: int = 2) -> Parts:
+    """What followed the last ``ngram`` tokens earlier in the text."""
     at_least("gamma", gamma)
     return PromptLookup(gamma, at_least("ngram", ngram)), rules.get("naive")
 
 
 def early_exit(target: Any, layers: int = 10, gamma: int = 3) -> Parts:
+    """A chain from the target's own first ``layers`` layers."""
     policy = Static(shapes.chain(at_least("gamma", gamma)), IID)
     drafter = ModelDrafter(EarlyExit(target, layers), policy)
     return drafter, rules.get("tokenwise")
@@ -139,6 +152,7 @@ def typical(
     epsilon: float = 0.09,
     delta: float | None = None,
 ) -> Parts:
+    """Typical acceptance over a tree of top tokens; lossy."""
     policy = Static(shapes.branching(widths), DETERMINISTIC)
     rule = rules.get("typical", epsilon=epsilon, delta=delta)
     return ModelDrafter(resolve(draft, target), policy), rule
@@ -147,6 +161,7 @@ def typical(
 def lenience(
     target: Any, draft: Any = "middle", gamma: int = 4, factor: float = 0.5
 ) -> Parts:
+    """A chain whose acceptance is raised by ``factor``; lossy."""
     policy = Static(shapes.chain(at_least("gamma", gamma)), IID)
     rule = rules.get("lenience", factor=factor)
     return ModelDrafter(resolve(draft, target), policy), rule

@@ -14,8 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from specref import bench
-from specref.api import Report, generate
+from specref import bench, timing
+from specref.api import Report
 from specref.lm.drafts import resolve
 
 
@@ -54,7 +54,7 @@ def study(
     """
     sizes = (*range(1, most + 2), most + 6)
     runs: dict[int, list[bench.Run]] = {g: [] for g in range(most + 1)}
-    curves = bench.Curves(sizes)
+    curves = timing.Curves(sizes)
     lm = resolve(draft, target.lm)
     mine, theirs = curves.of(lm), curves.of(target.lm)
     for item in tqdm(prompts, desc="chain", disable=None):
@@ -96,7 +96,7 @@ def _row(
     pairs = [
         _pace(a) / _pace(b) for a, b in zip(mine, own, strict=True)
     ]
-    spread = bench.Spread.of(pairs)
+    spread = timing.Spread.of(pairs)
     tokens = sum(decoding(r)[0] for r in mine)
     calls = sum(len(r.rounds) - 1 for r in mine)
     measured = _together(mine) / _together(own)
@@ -149,7 +149,7 @@ def against_assisted(
         "autoregressive": ("autoregressive", {}),
         "specref": ("speculative", {"draft": draft, "gamma": gamma}),
     }
-    curves = bench.Curves()
+    curves = timing.Curves()
     # The first calls make copies and measure costs: not timed.
     bench.run_all(
         target,
@@ -174,6 +174,6 @@ def against_assisted(
         "gamma": gamma,
         "specref_tokens_per_s": round(mine.rate(), 2),
         "transformers_tokens_per_s": round(theirs.rate(), 2),
-        "ratio": bench.Spread.of(bench.ratios(mine, theirs)).json(),
+        "ratio": timing.Spread.of(bench.ratios(mine, theirs)).json(),
         "same_tokens": all(mine.same),
     }

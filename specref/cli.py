@@ -28,10 +28,15 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--fetch", action="store_true", help="fetch now")
     models.add_argument("--json", action="store_true")
     train = sub.add_parser("train", help="distil a draft from the target")
-    train.add_argument("recipe", help="small, middle or responses")
-    train.add_argument("--data", default="data/responses", help="shards")
+    train.add_argument("recipe", help="responses, small, middle or score")
+    train.add_argument("--data", default="data/responses", help="responses")
     train.add_argument("--out", default="runs", help="where weights go")
-    train.add_argument("--tokens", type=int, default=400_000)
+    train.add_argument(
+        "--tokens", type=int, default=400_000, help="response tokens at most"
+    )
+    train.add_argument("--shards", default="", help="numbers, to make these")
+    train.add_argument("--drafts", default="small,middle", help="to score")
+    train.add_argument("--json", action="store_true", help="for programs")
     train.add_argument("--steps", type=int, default=None)
     train.add_argument("--seed", type=int, default=0)
     return top
@@ -63,7 +68,10 @@ def _bench_args(p: argparse.ArgumentParser) -> None:
     p.add_argument("--prompts", type=int, default=20)
     p.add_argument("--max-new-tokens", type=int, default=64)
     p.add_argument("--no-transformers", action="store_true")
-    p.add_argument("--study", default="methods", help="methods or costs")
+    p.add_argument(
+        "--study", default="methods", help="methods, costs or chain"
+    )
+    p.add_argument("--draft", default="middle", help="of the chain study")
     p.add_argument("--out", default=None, help="also write JSON there")
     _model_args(p)
 
@@ -116,7 +124,7 @@ def generate(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(_summary(report, job)))
         return
-    print()
+    print(report.text[show.shown :])  # what waited for the rest of it
     note = " (interrupted)" if report.interrupted else ""
     print(
         f"{len(report.tokens)} tokens, {len(report.rounds)} target calls, "
@@ -174,8 +182,9 @@ def models(args: argparse.Namespace) -> None:
     if args.fetch:
         zoo.ensure()
     table = [
-        {"name": name, "hub": hub, "ready": zoo.ready(name)}
+        {"name": name, "hub": hub, "ready": folder and str(folder)}
         for name, hub in zoo.NAMES.items()
+        for folder in [zoo.ready(name)]
     ]
     if args.json:
         print(json.dumps(table, indent=1))
@@ -186,13 +195,17 @@ def models(args: argparse.Namespace) -> None:
 
 
 def bench(args: argparse.Namespace) -> None:
+    """Run a study of `specref.studies`."""
     from specref.studies import main
 
+    if args.prompts < 1:
+        raise ValueError(f"prompts must be at least 1, got {args.prompts}")
     main(args, _load(args))
 
 
 def train(args: argparse.Namespace) -> None:
-    from specref.train.distill import main
+    """Run a recipe of `specref.train`."""
+    from specref.train.run import main
 
     main(args)
 

@@ -65,6 +65,11 @@ class Request:
     eos: frozenset[int] = frozenset()
     stop: Stop | None = None
 
+    def stopped(self, row: Sequence[int], new: Sequence[int]) -> bool:
+        """Whether ``stop`` ends the row whose new tokens are ``new``; of
+        them, ``row`` holds what was committed before this round."""
+        return self.stop is not None and self.stop(new)
+
 
 def rounds(
     target: LM, drafter: Drafter, rule: Rule, ask: Request
@@ -116,8 +121,8 @@ def kept(path: Sequence[int]) -> list[int]:
 def prefill(
     target: LM, cache: Cache, rows: list[list[int]], drafter: Drafter
 ) -> list[Prefill] | None:
-    """Feed all of each prompt but its last token."""
-    body = [row[:-1] for row in rows]
+    """Feed what the cache lacks of each prompt, but its last token."""
+    body = [row[n:-1] for row, n in zip(rows, cache.length, strict=True)]
     width = max(map(len, body))
     if not width:
         return None
@@ -174,8 +179,7 @@ def cut(
     new = list(row[start:])
     for n, token in enumerate(tokens, 1):
         new.append(token)
-        stopped = ask.stop is not None and ask.stop(new)
-        if n == left or token in ask.eos or stopped:
+        if ask.stopped(row, new) or n == left or token in ask.eos:
             return tokens[:n], True
     return tokens, False
 

@@ -10,6 +10,7 @@ Does not handle: gradients, or draws from continuous laws.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -47,6 +48,15 @@ def _check(prob: Tensor) -> Tensor:
     return total
 
 
+def _check_coins(prob: Tensor) -> None:
+    # The slack is for ratios that rounding lifts above 1.
+    if not bool(((prob >= 0.0) & (prob <= 1.0 + 1e-9)).all()):
+        raise ValueError(
+            f"prob must be in [0, 1], got {prob.tolist()} (NaN logits "
+            "upstream?)"
+        )
+
+
 def inverse_cdf(prob: Tensor, uniform: Tensor) -> Tensor:
     """Category of each row by inversion, summed in float64.
 
@@ -71,15 +81,19 @@ class Seeded:
     The same ``seed`` and ``stream`` give the same numbers on any device,
     instruction set and thread count.  Row ``b`` of a batch uses stream
     ``b``, so that it equals its solo run.
+
+    Raises:
+        ValueError: ``seed`` or ``stream`` outside [0, 2**64).
     """
 
     def __init__(self, seed: int = 0, stream: int = 0) -> None:
-        if seed < 0 or stream < 0:
+        if not (0 <= seed < 2**64 and 0 <= stream < 2**64):
             raise ValueError(
-                f"seed and stream must be at least 0, got {seed}, {stream}"
+                "seed and stream must be at least 0 and below 2**64, got "
+                f"{seed}, {stream}"
             )
         self.seed, self.stream = seed, stream
-        key = np.array([seed % 2**64, stream % 2**64], dtype=np.uint64)
+        key = np.array([seed, stream], dtype=np.uint64)
         self._bits = np.random.Philox(key=key)
 
     def row(self, index: int) -> Seeded:
@@ -94,6 +108,7 @@ class Seeded:
         return torch.from_numpy(value.reshape(tuple(shape)))
 
     def bernoulli(self, prob: Tensor) -> Tensor:
+        _check_coins(prob)
         return self.uniform(prob.shape).to(prob.device) < prob
 
     def categorical(self, prob: Tensor) -> Tensor:
@@ -135,6 +150,7 @@ class Recorded:
         return value
 
     def bernoulli(self, prob: Tensor) -> Tensor:
+        _check_coins(prob)
         flat = prob.reshape(-1).tolist()
         hits = [self._next((1.0 - x, x)) == 1 for x in flat]
         return torch.tensor(hits, device=prob.device).reshape(prob.shape)
@@ -151,13 +167,17 @@ class Recorded:
 
 
 class Recorder:
-    """Wraps other draws and keeps the tape that `Recorded` replays."""
+    """Wraps other draws and keeps the tape that `Recorded` replays.
 
-    def __init__(self, inner: Draws) -> None:
-        self.inner, self.tape = inner, []
+    The rows of a batch write to one tape, in the order of their draws.
+    """
+
+    def __init__(self, inner: Draws, tape: list[int] | None = None) -> None:
+        self.inner = inner
+        self.tape: list[int] = [] if tape is None else tape
 
     def row(self, index: int) -> Recorder:
-        return self
+        return Recorder(self.inner.row(index), self.tape)
 
     def bernoulli(self, prob: Tensor) -> Tensor:
         out = self.inner.bernoulli(prob)
@@ -211,6 +231,8 @@ class Enumerate:
     def _choose(self, law: list[float]) -> int:
         total = sum(law)
         options = [i for i, x in enumerate(law) if x > 0.0]
+        if not 0.0 < total < math.inf or min(law) < 0.0:
+            _check(torch.tensor(law))
         at = len(self.taken)
         if at >= self.max_draws:
             raise RuntimeError(
@@ -219,21 +241,24 @@ class Enumerate:
                 "it (max_new_tokens) or raise max_draws"
             )
         pick = self.prefix[at] if at < len(self.prefix) else options[0]
+        if pick not in options:
+            raise RuntimeError(
+                f"draw {at} cannot be {pick} in this replay: run must be "
+                "deterministic given its draws (state left over from an "
+                "earlier run?)"
+            )
         self.taken.append(pick)
         self.open.append([i for i in options if i > pick])
         self.probs.append(law[pick] / total)
         return pick
 
     def bernoulli(self, prob: Tensor) -> Tensor:
+        _check_coins(prob)
         flat = prob.reshape(-1).tolist()
-        for x in flat:
-            if not 0.0 <= x <= 1.0 + 1e-9:
-                raise ValueError(f"prob must be in [0, 1], got {x}")
         hits = [self._choose([max(1.0 - x, 0.0), x]) == 1 for x in flat]
         return torch.tensor(hits, device=prob.device).reshape(prob.shape)
 
     def categorical(self, prob: Tensor) -> Tensor:
-        _check(prob)
         rows = prob.reshape(-1, prob.shape[-1]).tolist()
         picks = [self._choose(row) for row in rows]
         out = torch.tensor(picks, dtype=torch.long, device=prob.device)

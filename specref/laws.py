@@ -77,7 +77,8 @@ def law(
     Returns:
         `Law`, a dict from tuples of tokens to probabilities.
     Raises:
-        RuntimeError: the run has too many branches or may never end.
+        RuntimeError: the run has too many branches, may never end, or is
+            not deterministic given its draws.
     """
     if not callable(run):
         raise TypeError(f"run must be a function of draws, got {run!r}")
@@ -106,6 +107,13 @@ def law(
                     out[tokens] = out.get(tokens, 0.0) + share
         level, passed = later, passed + 1
     out.branches = count
+    total = math.fsum(out.values())
+    if abs(total - 1.0) > 1e-9:
+        raise RuntimeError(
+            f"the branches' probabilities add up to {total}, not 1: run must "
+            "be deterministic given its draws (state left over from an "
+            "earlier run?)"
+        )
     return out
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from specref import rules
 from specref.draft.base import Drafter
 from specref.rules.base import Rule
 

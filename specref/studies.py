@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from specref import bench, chain
+from specref import bench, chain, timing
 from specref.lm.drafts import COPIES
 from specref.prompts import eval_prompts
 from specref.registry import methods
@@ -96,7 +96,7 @@ def study_methods(args: Any, target: Any) -> dict[str, Any]:
         )[1]
     plan = plan_for(args.methods)
     prompts = eval_prompts()[: args.prompts]
-    curves = bench.Curves()
+    curves = timing.Curves()
     warm_up(target, plan, prompts[:1], peers, curves)
     tallies = bench.run_all(
         target,
@@ -123,7 +123,7 @@ def warm_up(
 
 def study_costs(args: Any, target: Any) -> dict[str, Any]:
     """Milliseconds of a pass over 1 to 64 tokens."""
-    own = bench.pass_costs(target.lm, SIZES)
+    own = timing.pass_costs(target.lm, SIZES)
     out = {
         "tokens": list(SIZES),
         "own_ms": [round(own[k].median * 1e3, 2) for k in SIZES],
@@ -141,8 +141,8 @@ def study_costs(args: Any, target: Any) -> dict[str, Any]:
 
 def peer_costs(
     peer: Any, sizes: tuple[int, ...], past: int = 128
-) -> dict[int, bench.Spread]:
-    """As `bench.pass_costs`, for a transformers model and its own cache."""
+) -> dict[int, timing.Spread]:
+    """As `timing.pass_costs`, for a transformers model and its own cache."""
     from transformers import DynamicCache
 
     ids = torch.arange(past + max(sizes), device=peer.device)[None] % 1000
@@ -158,7 +158,7 @@ def peer_costs(
 
     with torch.inference_mode():
         peer(ids[:, :past], past_key_values=cache)
-        took = bench.interleave({str(k): run(k) for k in sizes}, 15)
+        took = timing.interleave({str(k): run(k) for k in sizes}, 15)
     return {int(k): v for k, v in took.items()}
 
 
@@ -189,7 +189,7 @@ def main(args: Any, target: Any) -> None:
         )
     command = "specref " + " ".join(sys.argv[1:])
     result = {
-        "provenance": bench.provenance(target.lm, command),
+        "provenance": timing.provenance(target.lm, command),
         **STUDIES[args.study](args, target),
     }
     text = json.dumps(result, indent=1)

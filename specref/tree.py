@@ -65,12 +65,24 @@ class Tree:
                     f"a tree of kind {self.kind!r} needs q and one law_of "
                     "entry per node: the law each token was drawn from"
                 )
+            if not 0 <= min(self.law_of) <= max(self.law_of) < len(self.q):
+                raise ValueError(
+                    f"law_of must name rows of q, in [0, {len(self.q)}), "
+                    f"got {self.law_of}"
+                )
         for i, parent in enumerate(self.parents):
             if not ROOT <= parent < i:
                 raise ValueError(
                     f"parents[{i}] must be in [-1, {i}), got {parent}"
                 )
             self._children.setdefault(parent, []).append(i)
+        if self.kind == WITHOUT_REPLACEMENT:
+            for family in self._children.values():
+                if len({self.law_of[i] for i in family}) > 1:
+                    raise ValueError(
+                        "siblings drawn without replacement must share one "
+                        f"law, got law_of {self.law_of}"
+                    )
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from specref import bench, chain
+from specref import bench, chain, timing
 from specref.api import generate
 from specref.lm.export import to_transformers
 from specref.meter import CostCurve, Metered
@@ -59,10 +59,10 @@ def test_prediction_of_a_chain_is_walltime_with_growing_verification():
 
 
 def test_spread_is_the_median_with_quartiles():
-    spread = bench.Spread.of([1.0, 2.0, 3.0, 4.0, 5.0])
+    spread = timing.Spread.of([1.0, 2.0, 3.0, 4.0, 5.0])
     assert (spread.median, spread.q1, spread.q3) == (3.0, 2.0, 4.0)
-    assert spread.wild and not bench.Spread(1.0, 0.9, 1.1).wild
-    assert bench.Spread.of([7.0]).q3 == 7.0
+    assert spread.wild and not timing.Spread(1.0, 0.9, 1.1).wild
+    assert timing.Spread.of([7.0]).q3 == 7.0
 
 
 def test_a_wild_baseline_is_refused():
@@ -78,7 +78,7 @@ def test_a_wild_baseline_is_refused():
 def test_forecast_is_exact_when_forwards_cost_what_the_curve_says(target):
     """Two equal models: a chain of gamma costs gamma + 1 passes and gives
     gamma + 1 tokens."""
-    curves = bench.Curves(sizes=(1, 2, 8), repeats=1)
+    curves = timing.Curves(sizes=(1, 2, 8), repeats=1)
     flat = CostCurve({1: 1.0, 64: 1.0})
     curves.known[id(target.lm)] = target.lm, flat
     ids = [1, 2, 3]
@@ -97,13 +97,13 @@ def test_forecast_is_exact_when_forwards_cost_what_the_curve_says(target):
 
 
 def test_rows_have_every_kind_and_say_what_is_lossless(target, monkeypatch):
-    monkeypatch.setattr(bench, "WILD", 1e9)
+    monkeypatch.setattr(timing, "WILD", 1e9)
     plan = {
         "autoregressive": ("autoregressive", {}),
         "copy": ("speculative", {"draft": target.lm, "gamma": 2}),
         "loose": ("lenience", {"draft": target.lm, "gamma": 2}),
     }
-    curves = bench.Curves(sizes=(1, 2, 8), repeats=1)
+    curves = timing.Curves(sizes=(1, 2, 8), repeats=1)
     peers = {"peer": lambda ids: generate(
         target, ids, "autoregressive", max_new_tokens=8).tokens}
     tallies = bench.run_all(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from specref.draft.grow import Sprout, Stepper, extend_all
+from specref.draft.grow import Sprout, Stepper, extend_all, top
 from specref.draws import Draws
 from specref.tree import DETERMINISTIC, ROOT, Tree
 from specref.warp import Sampling
@@ -36,7 +36,8 @@ class Dynamic:
         width: int = 4,
         stop_below: float = 0.0,
     ) -> None:
-        for name, value in (("nodes", nodes), ("depth", depth), ("width", width)):
+        sizes = {"nodes": nodes, "depth": depth, "width": width}
+        for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0.0 <= stop_below <= 1.0:
@@ -59,17 +60,17 @@ class Dynamic:
         eos: frozenset[int],
     ) -> list[Tree]:
         """See `grow.Static.grow`."""
-        value: list[list[float]] = [[] for _ in sprouts]
+        worths: list[list[float]] = [[] for _ in sprouts]
         front: list[list[tuple[int, Tensor]]] = [[(ROOT, x)] for x in logits]
         for level in range(1, self.depth + 1):
             chosen = []
-            for sprout, nodes, worth in zip(sprouts, front, value, strict=True):
+            for s, nodes, worth in zip(sprouts, front, worths, strict=True):
                 new: list[int] = []
-                if level <= sprout.room:
+                if level <= s.room:
                     for node, row in nodes:
-                        new += self._children(sprout, node, row, worth, sampling)
-                last = level == min(self.depth, sprout.room)
-                chosen.append([] if last else self._best(sprout, new, worth, eos))
+                        new += self._children(s, node, row, worth, sampling)
+                last = level == min(self.depth, s.room)
+                chosen.append([] if last else self._best(s, new, worth, eos))
             if not any(chosen):
                 break
             rows = extend_all(stepper, sprouts, chosen)
@@ -77,7 +78,7 @@ class Dynamic:
                 list(zip(nodes, out, strict=True))
                 for nodes, out in zip(chosen, rows, strict=True)
             ]
-        for sprout, worth in zip(sprouts, value, strict=True):
+        for sprout, worth in zip(sprouts, worths, strict=True):
             prune(sprout, _top(range(len(worth)), worth, self.nodes))
         return [s.tree(DETERMINISTIC) for s in sprouts]
 
@@ -93,13 +94,12 @@ class Dynamic:
         prefix = [sprout.text(node)] if sampling.processors else None
         scores = sampling.scores(logits[None], prefix)[0]
         prob = scores.softmax(-1)
-        top, index = prob.topk(min(self.width, prob.shape[-1]))
         above = 1.0 if node == ROOT else worth[node]
         out = []
-        for p, token in zip(top.tolist(), index.tolist(), strict=True):
-            if p > 0.0:
+        for token in top(scores, self.width):
+            if prob[token] > 0.0:
                 out.append(sprout.add(token, node))
-                worth.append(above * p)
+                worth.append(above * float(prob[token]))
         return out
 
     def _best(
@@ -117,7 +117,9 @@ class Dynamic:
         return _top(grows, worth, self.width)
 
 
-def _top(nodes: Sequence[int], worth: Sequence[float], count: int) -> list[int]:
+def _top(
+    nodes: Sequence[int], worth: Sequence[float], count: int
+) -> list[int]:
     """The worthiest nodes, in their order of growth.
 
     A parent is worth at least as much as its child and comes earlier, so

@@ -21,10 +21,9 @@ from specref.tree import (
     IID,
     KINDS,
     ROOT,
-    WITHOUT_REPLACEMENT,
     Tree,
 )
-from specref.warp import Sampling
+from specref.warp import Sampling, Warp
 
 
 class Stepper(Protocol):
@@ -82,10 +81,12 @@ def top(scores: Tensor, count: int) -> list[int]:
     """The ``count`` most likely tokens of ``[V]``, ties by lower index."""
     if count == 1:
         return [int(scores.argmax())]
-    value, index = scores.topk(min(count, scores.shape[-1]))
-    pairs = zip(value.tolist(), index.tolist(), strict=True)
-    ranked = sorted((-v, i) for v, i in pairs if v > -torch.inf)
-    return [i for _, i in ranked]
+    edge = scores.topk(min(count, scores.shape[-1])).values[-1]
+    # Every entry of the edge's value: topk alone picks any of them.
+    index = ((scores >= edge) & (scores > -torch.inf)).nonzero().squeeze(-1)
+    pairs = zip(scores[index].tolist(), index.tolist(), strict=True)
+    ranked = sorted((-v, i) for v, i in pairs)
+    return [i for _, i in ranked[:count]]
 
 
 def without_replacement(law: Tensor, count: int, draws: Draws) -> list[int]:
@@ -121,6 +122,21 @@ def extend_all(
     return [list(logits[b, : len(n)]) for b, n in enumerate(front)]
 
 
+def share(
+    sprout: Sprout, new: Sequence[tuple[int, int]], rows: list[Tensor]
+) -> list[Tensor]:
+    """One law per context: equal i.i.d. siblings get the same logits.
+
+    A batched forward rounds each node in its own way, and a rule that
+    compares children of equal siblings needs draws from one law.
+    """
+    first: dict[tuple[int, ...], Tensor] = {}
+    return [
+        first.setdefault(tuple(sprout.text(node)), row)
+        for (node, _), row in zip(new, rows, strict=True)
+    ]
+
+
 class Static:
     """Trees of one fixed shape.
 
@@ -132,8 +148,10 @@ class Static:
             draw from the draft's law, ``deterministic`` takes the top-k.
             At temperature 0 all three are the top-k.
         stop_below: do not grow below a node whose own draft probability is
-            smaller (the confidence stop of assisted generation).  The node
-            itself stays: dropping it after looking would bias the output.
+            smaller (the confidence stop of assisted generation; at
+            temperature 0 its probability at temperature 1 counts).  The
+            node itself stays: dropping it after looking would bias the
+            output.
     """
 
     def __init__(
@@ -190,7 +208,9 @@ class Static:
             )
             front = [
                 [(n, s, row) for (n, s), row in zip(new, out, strict=True)]
-                for new, out in zip(grown, rows, strict=True)
+                for new, out in zip(
+                    grown, map(share, sprouts, grown, rows), strict=True
+                )
             ]
 
     def _children(
@@ -211,9 +231,11 @@ class Static:
             return []
         prefix = [sprout.text(node)] if sampling.processors else None
         scores = sampling.scores(logits[None], prefix)[0]
-        law = None
-        if kind != DETERMINISTIC or self.stop_below is not None:
-            law = sampling.warp(scores)
+        law = sampling.warp(scores) if kind != DETERMINISTIC else None
+        sure = law
+        if self.stop_below is not None and law is None:
+            # The greedy law is certain of every token: no use for a stop.
+            sure = (Warp() if sampling.greedy else sampling.warp)(scores)
         tokens = self._tokens(scores, law, len(spots), kind, draws)
         if kind != DETERMINISTIC:
             sprout.laws.append(law)
@@ -223,7 +245,7 @@ class Static:
             ends = token in eos or child not in self.below
             if ends or above + 1 >= sprout.room:
                 continue
-            if self.stop_below is None or law[token] >= self.stop_below:
+            if self.stop_below is None or sure[token] >= self.stop_below:
                 out.append((new, child))
         return out
 

@@ -56,8 +56,16 @@ class Length:
         return tuple(self.now)
 
 
-def schedule(name: str, gamma: int, most: int) -> Length:
-    """A schedule of `SCHEDULES` by its transformers name."""
+def schedule(name: str | Length, gamma: int, most: int) -> Length:
+    """A schedule of `SCHEDULES` by its transformers name.
+
+    A `Length` is returned as it is.  Give the same one, not transient, to
+    several calls and they go on from each other, as transformers' own
+    "heuristic" does by writing to the assistant's configuration; here no
+    call changes another one unless asked to.
+    """
+    if isinstance(name, Length):
+        return name
     if name == "constant":
         return Length(gamma, most, step=0)
     if name not in SCHEDULES:

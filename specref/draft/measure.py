@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specref.draws import Seeded
 from specref.draft.grow import without_replacement
+from specref.draws import Seeded
 from specref.rules.recursive import sibling_tests
 from specref.tree import ROOT, WITHOUT_REPLACEMENT, Tree
 from specref.warp import Warp

@@ -56,7 +56,10 @@ class LMStepper:
         if any(pad):
             line = list(range(-1, width - 1))
             parents = torch.tensor(
-                [line[: len(new)] + [DEAD] * (width - len(new)) for new in lag],
+                [
+                    line[: len(new)] + [DEAD] * (width - len(new))
+                    for new in lag
+                ],
                 device=device,
             )
         out = self.lm.forward(
@@ -103,9 +106,19 @@ class ModelDrafter(Drafter):
         prefill: Sequence[Prefill] | None = None,
     ) -> None:
         super().start(rows, capacity, sampling, eos, prefill)
+        self._check_positions(capacity - self.max_nodes - 1)
         self.stepper = LMStepper(self.lm, len(rows), capacity)
         if self.length is not None:
             self.length.start(len(rows))
+
+    def _check_positions(self, need: int) -> None:
+        limit = getattr(self.lm, "max_positions", None)
+        if limit is not None and need > limit:
+            raise ValueError(
+                f"draft has {limit} positions, the prompt plus "
+                f"max_new_tokens need {need}: shorten one of them or give "
+                "another draft"
+            )
 
     def propose(
         self,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from specref.lm.linear import Linear
 from specref.lm.llama import Llama, LlamaConfig
+from specref.lm.wrap import unwrap
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 COPIES = {"int8": 8, "int4": 4, "bf16": None}
@@ -44,8 +45,6 @@ def resolve(draft: Any, target: Any) -> Any:
     if isinstance(draft, str | Path):
         lm = _by_name(str(draft), target)
     else:
-        from specref.api import unwrap
-
         lm, _ = unwrap(draft)
     if lm.vocab_size != target.vocab_size:
         raise ValueError(

@@ -70,7 +70,9 @@ def _config(fields: dict[str, Any], reader: Any) -> dict[str, Any]:
         "num_key_value_heads": size("attention.head_count_kv"),
         "max_position_embeddings": size("context_length"),
         # The file stores float32; the configuration it came from says 1e-5.
-        "rms_norm_eps": float(f"{size('attention.layer_norm_rms_epsilon'):.6g}"),
+        "rms_norm_eps": float(
+            f"{size('attention.layer_norm_rms_epsilon'):.6g}"
+        ),
         "rope_theta": size("rope.freq_base"),
         "tie_word_embeddings": not any(
             t.name == "output.weight" for t in reader.tensors

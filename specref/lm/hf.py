@@ -54,7 +54,8 @@ class HFCache(Pending):
 
     def layers(self) -> list[Any]:
         """The layers that hold keys and values so far."""
-        return [x for x in self.kv.layers if getattr(x, "keys", None) is not None]
+        layers = self.kv.layers
+        return [x for x in layers if getattr(x, "keys", None) is not None]
 
     def keep(self, path: Path | None = None) -> None:
         """See `Cache.keep`."""
@@ -201,7 +202,8 @@ class HF:
     def _additive(self, allowed: Tensor) -> Tensor:
         """``[B, 1, n, span]``: 0 where allowed, the lowest number else."""
         low = torch.finfo(self.dtype).min
-        out = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)
+        shape, device = allowed.shape, allowed.device
+        out = torch.zeros(shape, dtype=self.dtype, device=device)
         return out.masked_fill_(~allowed, low).unsqueeze(1)
 
     def _widen(self, logits: Tensor) -> Tensor:

@@ -205,6 +205,10 @@ class Llama(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed.weight.dtype
 
+    @property
+    def max_positions(self) -> int:
+        return self.config.max_position_embeddings
+
     def new_cache(
         self, batch: int, capacity: int, static: bool = False
     ) -> StaticCache:

@@ -41,7 +41,9 @@ class TableCache:
     def _forget(self) -> None:
         # Per row, the pending nodes as full contexts (None for padding),
         # and their parents.
-        self.nodes: list[list[tuple[int, ...] | None]] = [[] for _ in self.rows]
+        self.nodes: list[list[tuple[int, ...] | None]] = [
+            [] for _ in self.rows
+        ]
         self.parents: list[list[int]] = [[] for _ in self.rows]
         self.pending, self.tree = 0, False
 
@@ -105,7 +107,9 @@ class Table:
                 f"{type(next_probs).__name__}"
             )
         if vocab_size < 1:
-            raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
+            raise ValueError(
+                f"vocab_size must be at least 1, got {vocab_size}"
+            )
         self.next_probs, self.vocab_size = next_probs, vocab_size
         self._memo: dict[tuple[int, ...], Tensor] = {}
 

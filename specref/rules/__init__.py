@@ -24,7 +24,16 @@ LOSSLESS = {
 }
 LOSSY = {"typical": typical, "lenience": lenience}
 
-__all__ = ["LOSSLESS", "LOSSY", "Rule", "Verdict", "get", "lenience", "names", "typical"]
+__all__ = [
+    "LOSSLESS",
+    "LOSSY",
+    "Rule",
+    "Verdict",
+    "get",
+    "lenience",
+    "names",
+    "typical",
+]
 
 
 def names() -> list[str]:

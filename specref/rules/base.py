@@ -98,5 +98,3 @@ def stop_at(tree: Tree, node: int, token: int) -> Verdict:
 def draw(law: Tensor, draws: Draws) -> int:
     """One token of ``law`` ``[V]``."""
     return int(draws.categorical(law))
-
-

@@ -32,9 +32,10 @@ def chances(tree: Tree, p: Tensor, w: Tensor) -> Tensor:
     """
     gamma = len(tree)
     rows = torch.tensor(tree.law_of, device=p.device)
-    over = (w[1:gamma, None] * p[1:gamma] - tree.q[rows[1:]].to(p)).clamp(min=0)
-    area = over.sum(-1)
-    under = area + 1.0 - w[1:gamma]
+    over = w[1:gamma, None] * p[1:gamma] - tree.q[rows[1:]].to(p)
+    area = over.clamp(min=0.0).sum(-1)
+    # In this order: area + 1 - w can round below the area, and h above 1.
+    under = area + (1.0 - w[1:gamma])
     # 0 / 0: the prefix is certain and q is p.  Passing is right.
     h = torch.where(under > 0, area / under.clamp(min=1e-300), 1.0)
     return torch.cat((h, w[gamma:]))

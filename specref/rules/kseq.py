@@ -7,6 +7,8 @@ residuals; drafts that agree with the accepted token go on together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,23 @@ def leftover(p: Tensor, q: Tensor, rho: float, k: int) -> Tensor:
     return rest / total if total > 0 else p
 
 
+def one_law(tree: Tree, drafts: Sequence[int]) -> Tensor:
+    """The law ``[V]`` that every candidate was drawn from.
+
+    Raises:
+        ValueError: there is more than one; rho is solved for one q.
+    """
+    q = tree.law(drafts[0])
+    for c in drafts[1:]:
+        same = tree.law_of[c] == tree.law_of[drafts[0]]
+        if not same and not torch.equal(tree.law(c), q):
+            raise ValueError(
+                "rule 'kseq' would be biased for candidates drawn from "
+                "different laws: it needs k draws from one q"
+            )
+    return q
+
+
 def kseq(tree: Tree, p: Tensor, draws: Draws) -> Verdict:
     """Apply k-SEQ to the surviving drafts, depth by depth."""
     alive = [ROOT]
@@ -55,7 +74,7 @@ def kseq(tree: Tree, p: Tensor, draws: Draws) -> Verdict:
         here = p[alive[0] + 1]
         if not drafts:
             return stop_at(tree, alive[0], draw(here, draws))
-        q = tree.law(drafts[0]).to(here)
+        q = one_law(tree, drafts).to(here)
         rho = solve_rho(here, q, len(drafts))
         x = torch.tensor([tree.tokens[c] for c in drafts], device=p.device)
         chances = (here[x] / (rho * q[x])).clamp(max=1.0)

@@ -18,7 +18,7 @@ def tokenwise(tree: Tree, p: Tensor, draws: Draws) -> Verdict:
     """Accept token i with probability min(1, p_i / q_i), stop at the first
     rejection and draw from norm([p - q]_+); a bonus from p if none."""
     n = accepted(ratios(tree, p).clamp(max=1.0), draws)
-    rest = p[n] if n == len(tree) else residual(p[n], tree.law(n))
+    rest = p[n] if n == len(tree) else residual(p[n], tree.law(n).to(p))
     return Verdict(tuple(range(n)), draw(rest, draws))
 
 

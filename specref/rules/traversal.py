@@ -38,13 +38,18 @@ class _State:
         self.weight = {ROOT: p.new_ones(())}
 
     def leaf(self) -> int:
-        """Go down the first children that are left, weighing on the way."""
+        """Go down the first children that are left, weighing new ones.
+
+        A node that was entered before keeps its weight: what its rejected
+        children left of it.
+        """
         node = ROOT
         while self.left[node]:
             child = self.left[node][0]
-            x, q = self.tree.tokens[child], self.drafts[node][child]
-            ratio = self.law[node][x] / q[x]
-            self.weight[child] = (self.weight[node] * ratio).clamp(max=1.0)
+            if child not in self.weight:
+                x, q = self.tree.tokens[child], self.drafts[node][child]
+                ratio = self.law[node][x] / q[x]
+                self.weight[child] = (self.weight[node] * ratio).clamp(max=1.0)
             node = child
         return node
 

@@ -18,10 +18,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -273,33 +272,6 @@ def _once(corpus: Corpus, size: int) -> Iterator[Batch]:
         yield corpus.batch(group)
 
 
-def main(args: Any) -> None:
-    """``specref train RECIPE``: responses first, then the draft."""
-    from specref.lm import zoo
-    from specref.train.data import load_corpus
-    from specref.train.prompts import training_prompts
-    from specref.train.respond import respond
-
-    if args.recipe not in ("responses", *RECIPES):
-        raise ValueError(
-            f"recipe must be 'responses' or one of {sorted(RECIPES)}, got "
-            f"{args.recipe!r}"
-        )
-    loaded, data = zoo.load(), Path(args.data)
-    if args.recipe == "responses":
-        texts = [p.prompt for p in training_prompts(args.seed)]
-        prompts = [loaded.encode(text) for text in texts]
-        n = respond(loaded.lm, prompts, data, max_tokens=args.tokens)
-        print(f"{n} response tokens in {data}")
-        return
-    recipe = replace(RECIPES[args.recipe], seed=args.seed)
-    corpus = load_corpus(data)
-    target = zoo.load(pack=False).lm
-    trainer = Trainer(recipe, target, corpus, Path(args.out) / recipe.name)
-    trainer.run(args.steps)
-    finish(trainer, Path(args.out))
-
-
 def finish(trainer: Trainer, out: Path) -> None:
     """Write the trained draft as bf16 safetensors."""
     from specref.lm.drafts import save_draft
@@ -307,6 +279,11 @@ def finish(trainer: Trainer, out: Path) -> None:
     recipe = trainer.recipe
     shared = recipe.layers[: recipe.frozen]
     file = out / f"draft-{recipe.name}.safetensors"
-    about = {"recipe": asdict(recipe), "steps": trainer.step}
+    about = {
+        "recipe": asdict(recipe),
+        "steps": trainer.step,
+        "rows": len(trainer.corpus),
+        "response_tokens": trainer.corpus.response_tokens,
+    }
     save_draft(trainer.draft, file, shared, about)
     print(f"draft written to {file}")

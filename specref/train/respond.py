@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,12 +83,17 @@ class Responder:
     def answer(
         self, prompts: Sequence[list[int]], first: int = 0
     ) -> Iterator[Response]:
-        """Yields responses as they end; prompt ``i`` is ``first + i``."""
+        """Yields responses as they end; prompt ``i`` is ``first + i``.
+
+        Prompts longer than ``max_prompt`` have none.
+        """
         todo = [
             Response(
-                p,
+                list(p),
                 number=first + i,
-                temperature=self.temperatures[i % len(self.temperatures)],
+                temperature=self.temperatures[
+                    (first + i) % len(self.temperatures)
+                ],
             )
             for i, p in enumerate(prompts)
             if 1 <= len(p) <= self.max_prompt
@@ -185,36 +191,48 @@ def respond(
     folder: Path,
     *,
     max_tokens: int,
-    per_shard: int = 512,
-    **options: int,
+    per_shard: int = 384,
+    shards: Sequence[int] | None = None,
+    **options: Any,
 ) -> int:
     """Answer prompts into shards until ``max_tokens``; returns the count.
 
     Args:
         prompts: token ids, in a fixed order.
-        folder: where ``responses-00000.safetensors`` and on are put.
+        folder: where ``responses-00000.safetensors`` and on are put; the
+            number is that of the first prompt.
+        per_shard: prompts of a shard.
+        shards: which shards to make, in this order; None is all.
         options: of `Responder`.
+    Raises:
+        ValueError: a shard beyond the prompts.
     """
-    from safetensors import safe_open
-
     folder.mkdir(parents=True, exist_ok=True)
+    most = -(-len(prompts) // per_shard)
     total = 0
     bar = tqdm(total=max_tokens, unit="tok", disable=None)
-    for start in range(0, len(prompts), per_shard):
+    for number in range(most) if shards is None else shards:
         if total >= max_tokens:
             break
+        if not 0 <= number < most:
+            raise ValueError(f"shards must be in [0, {most}), got {number}")
+        start = number * per_shard
         file = folder / f"responses-{start:05d}.safetensors"
         if file.exists():
-            with safe_open(file, "pt") as f:
-                n = int(f.get_tensor("length").sum())
-            bar.update(n)
-            total += n
-            continue
-        done = []
-        group = prompts[start : start + per_shard]
-        for r in Responder(lm, **options).answer(group, start):
-            done.append(r)
-            total += len(r.tokens)
-            bar.update(len(r.tokens))
-        save_shard(file, sorted(done, key=lambda r: r.number))
+            n = _count(file)
+        else:
+            group = prompts[start : start + per_shard]
+            done = list(Responder(lm, **options).answer(group, start))
+            n = sum(len(r.tokens) for r in done)
+            if done:
+                save_shard(file, sorted(done, key=lambda r: r.number))
+        bar.update(n)
+        total += n
     return total
+
+
+def _count(file: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as f:
+        return int(f.get_tensor("length").sum())

@@ -1,0 +1,74 @@
+"""``specref train``: responses, drafts and their scores."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from specref.lm import zoo
+from specref.lm.drafts import resolve
+from specref.train import score
+from specref.train.data import load_corpus
+from specref.train.distill import RECIPES, Trainer, finish
+from specref.train.prompts import training_prompts
+from specref.train.respond import respond
+
+STEPS = ("responses", *RECIPES, "score")
+
+
+def main(args: Any) -> None:
+    """Run one step.
+
+    Raises:
+        ValueError: an unknown step.
+    """
+    if args.recipe not in STEPS:
+        raise ValueError(
+            f"recipe must be one of {', '.join(STEPS)}, got {args.recipe!r}"
+        )
+    if args.recipe == "responses":
+        responses(args)
+    elif args.recipe == "score":
+        scores(args)
+    else:
+        draft(args)
+
+
+def responses(args: Any) -> None:
+    """The target answers the training prompts."""
+    loaded = zoo.load()
+    prompts = [loaded.encode(p.prompt) for p in training_prompts(args.seed)]
+    shards = args.shards and [int(x) for x in args.shards.split(",")]
+    n = respond(
+        loaded.lm,
+        prompts,
+        Path(args.data),
+        max_tokens=args.tokens,
+        shards=shards,
+        seed=args.seed,
+    )
+    print(f"{n} response tokens in {args.data}")
+
+
+def draft(args: Any) -> None:
+    """A draft learns from the responses."""
+    corpus = load_corpus(Path(args.data)).head(args.tokens)
+    recipe = replace(RECIPES[args.recipe], seed=args.seed)
+    target = zoo.load(pack=False).lm
+    trainer = Trainer(recipe, target, corpus, Path(args.out) / recipe.name)
+    trainer.run(args.steps)
+    finish(trainer, Path(args.out))
+
+
+def scores(args: Any) -> None:
+    """Drafts are asked on the evaluation prompts."""
+    loaded = zoo.load()
+    names = args.drafts.split(",")
+    drafts = {name: resolve(name, loaded.lm) for name in names}
+    table = score.score(loaded, drafts)
+    if args.json:
+        print(json.dumps(table, indent=1))
+    else:
+        score.show(table)

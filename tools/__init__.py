@@ -1,0 +1,1 @@
+"""Scripts that build and check the book; nothing here is installed."""
