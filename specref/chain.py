@@ -137,7 +137,7 @@ def against_assisted(
     that both propose chains of ``gamma``.
     """
     from specref.lm.export import to_transformers
-    from specref.studies import transformers_peer
+    from specref.peer import transformers_peer
 
     helper = to_transformers(resolve(draft, target.lm))
     config = helper.generation_config

@@ -41,6 +41,7 @@ class Method:
 
     @property
     def options(self) -> list[str]:
+        """Names of the options that `parts` takes."""
         names = list(inspect.signature(self.build).parameters)
         return names[1:]
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from specref import bench, chain, timing
+from specref import bench, chain, peer, timing
 from specref.lm.drafts import COPIES
 from specref.prompts import eval_prompts
 from specref.registry import methods
@@ -48,50 +47,12 @@ def plan_for(names: str) -> bench.Plan:
     }
 
 
-def transformers_peer(
-    target: Any,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    **extra: Any,
-) -> tuple[Any, Callable[[list[int]], list[int]]]:
-    """The same weights in transformers, and its plain decoding."""
-    from transformers import AutoModelForCausalLM
-
-    peer = AutoModelForCausalLM.from_pretrained(
-        target.folder, dtype=target.lm.dtype
-    ).to(target.lm.device)
-    peer.eval()
-    return peer, _decoder(peer, max_new_tokens, temperature, **extra)
-
-
-def _decoder(
-    peer: Any, max_new_tokens: int, temperature: float, **extra: Any
-) -> Callable[[list[int]], list[int]]:
-    warm = {"do_sample": False}
-    if temperature > 0:
-        warm = {"do_sample": True, "temperature": temperature, "top_k": 0}
-
-    def run(ids: list[int]) -> list[int]:
-        x = torch.tensor([ids], device=peer.device)
-        out = peer.generate(
-            x,
-            attention_mask=torch.ones_like(x),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=0,
-            **warm,
-            **extra,
-        )
-        return out[0, len(ids) :].tolist()
-
-    return run
-
-
 def study_methods(args: Any, target: Any) -> dict[str, Any]:
     """Every method of the plan, over the evaluation prompts."""
-    peers, peer = {}, None
+    peers, label = {}, None
     if not args.no_transformers:
-        peer = "transformers"
-        peers[peer] = transformers_peer(
+        label = "transformers"
+        peers[label] = peer.transformers_peer(
             target, args.max_new_tokens, args.temperature
         )[1]
     plan = plan_for(args.methods)
@@ -108,7 +69,7 @@ def study_methods(args: Any, target: Any) -> dict[str, Any]:
         seed=args.seed,
         curves=curves,
     )
-    return {"rows": bench.rows(tallies, plan, peer)}
+    return {"rows": bench.rows(tallies, plan, label)}
 
 
 def warm_up(
@@ -123,43 +84,21 @@ def warm_up(
 
 def study_costs(args: Any, target: Any) -> dict[str, Any]:
     """Milliseconds of a pass over 1 to 64 tokens."""
-    own = timing.pass_costs(target.lm, SIZES)
-    out = {
-        "tokens": list(SIZES),
-        "own_ms": [round(own[k].median * 1e3, 2) for k in SIZES],
-        "own_q1_ms": [round(own[k].q1 * 1e3, 2) for k in SIZES],
-        "own_q3_ms": [round(own[k].q3 * 1e3, 2) for k in SIZES],
-    }
+    steps = {("own", k): f for k, f in timing.pass_steps(
+        target.lm, SIZES).items()}
     if not args.no_transformers:
-        peer = transformers_peer(target, 1)[0]
-        theirs = peer_costs(peer, SIZES)
-        out["transformers_ms"] = [
-            round(theirs[k].median * 1e3, 2) for k in SIZES
-        ]
-    return out
-
-
-def peer_costs(
-    peer: Any, sizes: tuple[int, ...], past: int = 128
-) -> dict[int, timing.Spread]:
-    """As `timing.pass_costs`, for a transformers model and its own cache."""
-    from transformers import DynamicCache
-
-    ids = torch.arange(past + max(sizes), device=peer.device)[None] % 1000
-    cache = DynamicCache()
-
-    def run(k: int) -> Callable[[], None]:
-        def step() -> None:
-            out = peer(ids[:, past : past + k], past_key_values=cache)
-            out.logits[0, -1, 0].item()
-            cache.crop(-k)
-
-        return step
-
+        model = peer.transformers_peer(target, 1)[0]
+        theirs = peer.pass_steps(model, SIZES)
+        steps |= {("transformers", k): f for k, f in theirs.items()}
     with torch.inference_mode():
-        peer(ids[:, :past], past_key_values=cache)
-        took = timing.interleave({str(k): run(k) for k in sizes}, 15)
-    return {int(k): v for k, v in took.items()}
+        took = timing.interleave(steps, 25)
+    out: dict[str, Any] = {"tokens": list(SIZES)}
+    for name in dict.fromkeys(name for name, _ in took):
+        for part, end in (("median", ""), ("q1", "_q1"), ("q3", "_q3")):
+            out[f"{name}{end}_ms"] = [
+                round(getattr(took[name, k], part) * 1e3, 2) for k in SIZES
+            ]
+    return out
 
 
 def study_chain(args: Any, target: Any) -> dict[str, Any]:

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
 from specref.meter import CostCurve
 
+Key = TypeVar("Key")
 WILD = 0.5  # refuse when (q3 - q1) / median of the baseline exceeds this
 
 
@@ -80,10 +82,10 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def interleave(
-    runs: dict[str, Callable[[], Any]], repeats: int, warm: int = 2
-) -> dict[str, Spread]:
+    runs: dict[Key, Callable[[], Any]], repeats: int, warm: int = 2
+) -> dict[Key, Spread]:
     """Seconds of each run, taken in turns."""
-    took: dict[str, list[float]] = {name: [] for name in runs}
+    took: dict[Key, list[float]] = {name: [] for name in runs}
     for i in range(repeats + warm):
         for name, run in runs.items():
             _, seconds = timed(run)
@@ -92,31 +94,33 @@ def interleave(
     return {name: Spread.of(values) for name, values in took.items()}
 
 
-def pass_costs(
-    lm: Any, sizes: Sequence[int], past: int = 128, repeats: int = 15
-) -> dict[int, Spread]:
-    """Seconds of one forward over k new tokens, past ``past`` others."""
+def pass_steps(
+    lm: Any, sizes: Sequence[int], past: int = 128
+) -> dict[int, Callable[[], Any]]:
+    """For each k, a function that runs one forward over k new tokens past
+    ``past`` others and forgets them again."""
     cache = lm.new_cache(1, past + max(sizes) + 1)
     ids = torch.arange(past + max(sizes)) % min(lm.vocab_size, 1000)
     ids = ids.to(lm.device)[None]
 
-    def run(k: int) -> Callable[[], None]:
-        def step() -> None:
-            out = lm.forward(ids[:, past : past + k], cache)
-            cache.keep([[]])
-            out.logits[0, -1, 0].item()  # waits for a GPU
-
-        return step
+    def step(k: int) -> None:
+        out = lm.forward(ids[:, past : past + k], cache)
+        cache.keep([[]])
+        out.logits[0, -1, 0].item()  # waits for a GPU
 
     with torch.inference_mode():
         lm.forward(ids[:, :past], cache, logits=False)
         cache.keep()
-        return {
-            int(k): v
-            for k, v in interleave(
-                {str(k): run(k) for k in sizes}, repeats
-            ).items()
-        }
+    return {k: partial(step, k) for k in sizes}
+
+
+def pass_costs(
+    lm: Any, sizes: Sequence[int], past: int = 128, repeats: int = 15
+) -> dict[int, Spread]:
+    """Seconds of one forward over k new tokens, past ``past`` others."""
+    steps = pass_steps(lm, sizes, past)
+    with torch.inference_mode():
+        return interleave(steps, repeats)
 
 
 class Curves:

@@ -16,8 +16,8 @@ import torch
 import specref
 from specref import rules
 from specref.decode import Request, rounds
-from specref.draft.model import ModelDrafter
 from specref.draft.grow import Static
+from specref.draft.model import ModelDrafter
 from specref.draft.none import NoDraft
 from specref.draft.scripted import Scripted
 from specref.draft.shapes import chain as chain_shape

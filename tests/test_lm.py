@@ -259,7 +259,8 @@ def test_truncate_forgets_the_end_and_the_pending(lm):
 
 def test_logits_can_be_skipped(lm):
     cache = lm.new_cache(1, 8)
-    assert lm.forward(torch.tensor([[1, 2]]), cache, logits=False).logits is None
+    out = lm.forward(torch.tensor([[1, 2]]), cache, logits=False)
+    assert out.logits is None
 
 
 def test_capacity_is_an_error_that_changes_nothing(lm):
@@ -427,7 +428,8 @@ def test_padded_vocabularies_are_cut_and_widened():
         assert got.shape == (30,)
         assert bool((got[23:] == -torch.inf).all())
         close(got[:23], full)
-        assert wide(torch.tensor([[29]]), wide.new_cache(1, 4)).logits.isfinite().any()
+        out = wide(torch.tensor([[29]]), wide.new_cache(1, 4))
+        assert out.logits.isfinite().any()
         assert ids.shape == (1, 2)
 
 

@@ -13,10 +13,11 @@ from specref.lm.drafts import load_draft, save_draft, skeleton
 from specref.train import distill
 from specref.train.data import Corpus, Row, batches, frequent, load_corpus
 from specref.train.prune import prune
+from specref.train.recipes import LOSSES, Recipe
 from specref.train.respond import respond
 
 V = 23
-RECIPE = distill.Recipe(
+RECIPE = Recipe(
     "tiny", (0, 2), vocab=V, visits=4_000, batch=100, rate=3e-3
 )
 
@@ -54,7 +55,7 @@ def test_head_of_a_corpus_counts_response_tokens(corpus):
 def test_a_draft_of_all_layers_agrees_with_the_target(target, corpus):
     recipe = replace(RECIPE, layers=(0, 1, 2))
     draft = distill.start(recipe, target, frequent(corpus, V))
-    score = distill.evaluate(draft, corpus, recipe)
+    score = distill.evaluate(draft, target, corpus, recipe)
     assert score["agree"] > 0.995 and score["alpha"] > 0.995
     assert score["tokens"] == corpus.response_tokens
 
@@ -69,13 +70,13 @@ def test_start_copies_the_named_layers_and_freezes_the_first(target, corpus):
     assert not draft.embed.weight.requires_grad
 
 
-@pytest.mark.parametrize("loss", distill.LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_training_raises_acceptance(target, corpus, tmp_path, loss):
     recipe = replace(RECIPE, loss=loss)
     trainer = distill.Trainer(recipe, target, corpus, tmp_path)
-    before = distill.evaluate(trainer.draft, corpus, recipe)
+    before = distill.evaluate(trainer.draft, target, corpus, recipe)
     trainer.run()
-    after = distill.evaluate(trainer.draft, corpus, recipe)
+    after = distill.evaluate(trainer.draft, target, corpus, recipe)
     assert after["alpha"] > before["alpha"] + 0.05
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert len(lines) == recipe.steps
@@ -159,6 +160,17 @@ def test_file_holds_only_what_was_trained(target, corpus, tmp_path):
         mine = back.forward(ids, back.new_cache(1, 9)).logits
         want = trainer.draft.forward(ids).logits
     torch.testing.assert_close(mine, want, atol=0.05, rtol=0.05)  # bf16
+
+
+def test_a_trained_head_travels_with_the_draft(target, corpus, tmp_path):
+    recipe = replace(RECIPE, layers=(0, 1, 2), head=True, rate=1e-2)
+    trainer = distill.Trainer(recipe, target, corpus, tmp_path)
+    trainer.run(3)
+    distill.finish(trainer, tmp_path)
+    back = load_draft(tmp_path / "draft-tiny.safetensors", target)
+    gap = (back.head.weight - trainer.draft.head.weight).abs().max()
+    moved = (back.head.weight - target.head.weight).abs().max()
+    assert gap < 0.01 < moved
 
 
 def test_reduced_vocabulary_gets_no_mass_elsewhere(target):

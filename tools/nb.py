@@ -65,8 +65,6 @@ def kernel_environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        # tqdm's complaint that ipywidgets is missing; it names a local path.
-        "PYTHONWARNINGS": "ignore:IProgress not found",
     }
     env = {**fixed, **os.environ}
     paths = [str(ROOT), *env.get("PYTHONPATH", "").split(os.pathsep)]

@@ -50,6 +50,8 @@ class Sprout:
     slot: dict[int, int] = field(default_factory=dict)  # node -> pending
 
     def add(self, token: int, parent: int, law: int = 0) -> int:
+        """Append a node below ``parent``, drawn from ``laws[law]``;
+        returns its index."""
         self.tokens.append(token)
         self.parents.append(parent)
         self.depth.append(1 if parent == ROOT else self.depth[parent] + 1)
@@ -65,6 +67,7 @@ class Sprout:
         return [*self.prefix, *out[::-1]]
 
     def tree(self, kind: str) -> Tree:
+        """What has grown, as a proposal of that kind."""
         laws = None
         if kind != DETERMINISTIC and self.tokens:
             laws = torch.stack(self.laws)

@@ -42,6 +42,8 @@ class Length:
         self.now = [first] * batch
 
     def update(self, news: Sequence[Accepted | None]) -> None:
+        """Lengthen or shorten by what was accepted; empty proposals and
+        rows that had ended (None) change nothing."""
         if not self.step:
             return
         for b, new in enumerate(news):

@@ -33,6 +33,7 @@ class LMStepper:
         return self.cache.pending
 
     def begin(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Feed what the cache lacks of ``rows``; logits ``[B, V]``."""
         lag = [
             list(row[n:])
             for row, n in zip(rows, self.cache.length, strict=True)
@@ -72,6 +73,7 @@ class LMStepper:
         return out.logits
 
     def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """See `grow.Stepper`; new nodes stay pending in the cache."""
         device = self.lm.device
         if tokens.shape == (1, 1) and int(parents) == self.pending - 1:
             chain = None  # a chain needs no mask

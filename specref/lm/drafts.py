@@ -157,12 +157,7 @@ def load_draft(file: Path, target: Llama) -> Llama:
     model = skeleton(config, words, target)
     for mine, i in zip(model.layers, shared, strict=False):
         _share(mine, target.layers[i])
-    own = {
-        n: w
-        for n, w in model.named_parameters()
-        if n.startswith(("layers.", "norm.")) and not _is_shared(n, shared)
-    }
-    copy_named(own, state)
+    copy_named(_own(model, shared, "head.weight" in state), state)
     return model.pack() if target.device.type == "cpu" else model
 
 
@@ -190,9 +185,12 @@ def _share(mine: torch.nn.Module, theirs: torch.nn.Module) -> None:
             a._packed = b._packed
 
 
-def _is_shared(name: str, shared: list[int]) -> bool:
-    parts = name.split(".")
-    return parts[0] == "layers" and int(parts[1]) < len(shared)
+def _own(model: Llama, shared: list[int], head: bool) -> dict[str, Tensor]:
+    """The parameters that are the draft's own, by name."""
+    theirs = ("embed.", *(f"layers.{i}." for i in range(len(shared))))
+    theirs = theirs if head else (*theirs, "head.")
+    named = model.named_parameters()
+    return {n: w for n, w in named if not n.startswith(theirs)}
 
 
 def save_draft(
@@ -200,21 +198,19 @@ def save_draft(
     file: Path,
     shared: Sequence[int] = (),
     about: dict[str, Any] | None = None,
+    head: bool = False,
 ) -> None:
     """Write what a draft does not share with its target, in bf16.
 
     Args:
         shared: the target's layers that the draft's first ones are.
         about: kept in the header, for people.
+        head: whether the draft has an output head of its own.
     """
     from safetensors.torch import save_file
 
-    state = {
-        n: w.detach().bfloat16().contiguous()
-        for n, w in draft.named_parameters()
-        if n.startswith(("layers.", "norm."))
-        and not _is_shared(n, list(shared))
-    }
+    own = _own(draft, list(shared), head)
+    state = {n: w.detach().bfloat16().contiguous() for n, w in own.items()}
     state["head_vocab"] = draft.head_vocab.to(torch.int32).cpu()
     meta = {
         "config": json.dumps(asdict(draft.config)),

@@ -12,7 +12,6 @@ ALiBi positions, flash attention (takes no 4D mask).  Needs transformers
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +19,15 @@ import torch
 from torch import Tensor
 
 from specref.lm.base import Output, Path
+from specref.lm.hf_checks import (
+    FULL,
+    SLIDING,
+    check,
+    eos_of,
+    text_config,
+    windows,
+)
 from specref.lm.pending import Pending, within
-
-FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class HFCache(Pending):
@@ -113,15 +118,15 @@ class HF:
 
     def __init__(self, model: Any, vocab_size: int | None = None) -> None:
         self.model = model
-        self.config = _text_config(model)
-        self._arguments = _check(model, self.config)
+        self.config = text_config(model)
+        self._arguments = check(model, self.config)
         self.own_vocab_size = self.config.vocab_size
         self.vocab_size = vocab_size or self.own_vocab_size
-        self.window, self._types = _windows(self.config)
+        self.window, self._types = windows(self.config)
         self.max_positions = getattr(
             self.config, "max_position_embeddings", None
         )
-        self.eos = _eos(model)
+        self.eos = eos_of(model)
 
     @property
     def device(self) -> torch.device:
@@ -245,78 +250,3 @@ def _last_layer(model: Any) -> Any:
         f"the last tap of {type(model).__name__} is not available: its "
         "layers were not found; tap earlier layers"
     )
-
-
-def _text_config(model: Any) -> Any:
-    if not hasattr(model, "get_input_embeddings") or not hasattr(
-        model, "config"
-    ):
-        raise TypeError(
-            "model must be a transformers causal language model, got "
-            f"{type(model).__name__}"
-        )
-    return model.config.get_text_config(decoder=True)
-
-
-def _check(model: Any, config: Any) -> dict[str, str]:
-    """Refuse what cannot follow a tree; returns the forward's arguments."""
-    name = type(model).__name__
-    known = {key: key for key in inspect.signature(model.forward).parameters}
-    known["cache"] = "cache" if "cache" in known else "past_key_values"
-    if model.config.is_encoder_decoder:
-        raise ValueError(f"{name} is an encoder-decoder: not supported")
-    if getattr(model, "_is_stateful", False):
-        raise ValueError(
-            f"{name} keeps a recurrent state, which cannot be rolled back "
-            "to the accepted tokens: use an attention-only model"
-        )
-    odd = set(getattr(config, "layer_types", None) or ()) - {FULL, SLIDING}
-    if odd:
-        raise ValueError(
-            f"{name} has layers of type {sorted(odd)}, whose state cannot "
-            "be rolled back to the accepted tokens: use a model of full "
-            "and sliding attention only"
-        )
-    lacks = {"attention_mask", "position_ids", known["cache"]} - known.keys()
-    if lacks or getattr(config, "alibi", False):
-        raise ValueError(
-            f"{name} takes no {' or '.join(sorted(lacks)) or 'position_ids'}"
-            ", without which a tree of tokens cannot be run"
-        )
-    kind = getattr(config, "_attn_implementation", "eager")
-    if kind not in ("sdpa", "eager"):
-        raise ValueError(
-            f"attention {kind!r} takes no tree mask: load the model with "
-            "attn_implementation='sdpa'"
-        )
-    _check_dropout(model)
-    return known
-
-
-def _check_dropout(model: Any) -> None:
-    rates = [
-        m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)
-    ] + [getattr(model.config, "attention_dropout", 0.0)]
-    if model.training and any(rates):
-        raise ValueError("model is in training mode: call model.eval() first")
-
-
-def _windows(config: Any) -> tuple[int | None, set[str]]:
-    """The sliding window (None for none) and the kinds of layers."""
-    window = getattr(config, "sliding_window", None)
-    types = set(getattr(config, "layer_types", None) or ())
-    if getattr(config, "use_sliding_window", True) is False:
-        window = None
-    if not types:
-        types = {SLIDING} if window else {FULL}
-    return (window if SLIDING in types else None), types
-
-
-def _eos(model: Any) -> tuple[int, ...]:
-    config = getattr(model, "generation_config", None)
-    eos = getattr(config, "eos_token_id", None)
-    if eos is None:
-        eos = model.config.get_text_config(decoder=True).eos_token_id
-    if eos is None:
-        return ()
-    return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)

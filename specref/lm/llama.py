@@ -11,7 +11,6 @@ scaling other than "llama3" and "linear".  Loading weights: `lm.weights`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from specref.lm.base import Output
 from specref.lm.cache import StaticCache
 from specref.lm.linear import Linear
+from specref.lm.rotary import rotary, rotate
 
 
 @dataclass(frozen=True)
@@ -59,39 +59,6 @@ class RMSNorm(nn.Module):
         return (wide * scale).to(x.dtype) * self.weight
 
 
-def rotary(config: LlamaConfig, device: torch.device | str) -> Tensor:
-    """Inverse frequencies ``[head_dim / 2]``, float32 as peers compute it."""
-    half = torch.arange(0, config.head_dim, 2, device=device).float()
-    inv = 1.0 / config.rope_theta ** (half / config.head_dim)
-    scaling = config.rope_scaling or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return inv
-    if kind == "linear":
-        return inv / scaling["factor"]
-    if kind != "llama3":
-        raise ValueError(
-            "rope_scaling must be of type 'default', 'linear' or 'llama3', "
-            f"got {kind!r}"
-        )
-    # Llama 3.1: low frequencies are divided by the factor, high ones kept,
-    # those between interpolated.
-    old = scaling["original_max_position_embeddings"]
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = old * inv / (2 * math.pi)
-    smooth = ((turns - low) / (high - low)).clamp(0, 1)
-    return inv * (smooth + (1 - smooth) / scaling["factor"])
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of ``[B, n, heads, head_dim]`` (half-split pairs).
-
-    ``sin`` carries the sign of the swapped half, so that one roll and one
-    fused multiply-add do it.
-    """
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
-
-
 class Layer(nn.Module):
     """One decoder layer: attention and SwiGLU, each with a residual."""
 
@@ -117,6 +84,7 @@ class Layer(nn.Module):
         return x + self.down(F.silu(gate) * up)
 
     def attention(self, x: Tensor, at: Attend) -> Tensor:
+        """Grouped-query attention, ``[B, n, d]`` to ``[B, n, d]``."""
         c, (batch, n, _) = self.config, x.shape
         h, kv = c.num_attention_heads, c.num_key_value_heads
         qkv = self.qkv(x).view(batch, n, h + 2 * kv, c.head_dim)

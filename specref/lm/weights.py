@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specref.lm.llama import Llama, LlamaConfig, rotary
+from specref.lm.llama import Llama, LlamaConfig
+from specref.lm.rotary import rotary
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 

@@ -6,7 +6,7 @@ Does not handle: data; each function draws what it is given.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specref.plots.style import (
     COLORS,
@@ -45,13 +45,7 @@ def bars(
         ValueError: ``values`` is empty, or another argument names a
             label that ``values`` does not have.
     """
-    if not values:
-        raise ValueError("values must have at least one bar, got none")
-    extras = {"spread": spread, "predicted": predicted, "notes": notes}
-    for name, extra in extras.items():
-        unknown = sorted(set(extra or ()) - set(values))
-        if unknown:
-            raise ValueError(f"{name} names bars not in values: {unknown}")
+    _check_bars(values, spread=spread, predicted=predicted, notes=notes)
     if ax is None:
         _, ax = figure(height=0.9 + 0.42 * len(values))
     where = {label: i for i, label in enumerate(values)}
@@ -86,6 +80,17 @@ def bars(
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel(xlabel)
     return ax
+
+
+def _check_bars(
+    values: Mapping[str, float], **extras: Mapping[str, Any] | None
+) -> None:
+    if not values:
+        raise ValueError("values must have at least one bar, got none")
+    for name, extra in extras.items():
+        unknown = sorted(set(extra or ()) - set(values))
+        if unknown:
+            raise ValueError(f"{name} names bars not in values: {unknown}")
 
 
 def cost_curve(

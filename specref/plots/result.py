@@ -65,8 +65,8 @@ def table(result: Mapping[str, Any], kind: str = "all") -> str:
     p = result["provenance"]
     where = (
         f"Measured {p['date'][:10]} on {p['device']}, {p['threads']} "
-        f"{'thread' if p['threads'] == 1 else 'threads'}, {p['dtype']}, torch {p['torch']}, by "
-        f"`{p['command']}`."
+        f"{'thread' if p['threads'] == 1 else 'threads'}, {p['dtype']}, "
+        f"torch {p['torch']}, by `{p['command']}`."
     )
     return "\n".join(f"| {' | '.join(x)} |" for x in lines) + f"\n\n{where}\n"
 

@@ -6,10 +6,6 @@ embedding, its last norm's place in the output and the rows of its head for
 a reduced vocabulary, so what is learnt is the layers and the norm.  The law
 to match comes from the stored features of `specref.train.respond`.
 
-Losses, of the target's law p and the draft's q over the reduced
-vocabulary: ``forward`` KL(p, q), ``reverse`` KL(q, p), ``tv`` their total
-variation, which is one minus the acceptance of a drafted token.
-
 Does not handle: several devices, mixed precision.
 """
 
@@ -29,59 +25,7 @@ from tqdm import tqdm
 
 from specref.lm.llama import Llama
 from specref.train.data import Batch, Corpus, batches, frequent
-
-LOSSES = ("forward", "reverse", "tv")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one draft is made.
-
-    Attributes:
-        layers: the target's layers that it starts from, in order.
-        frozen: how many of them stay the target's own.
-        vocab: size of the reduced output vocabulary.
-        loss: one of `LOSSES`.
-        feature: weight of matching the target's feature (smooth L1).
-        rate: peak learning rate; warmed up, then a cosine to a tenth.
-        visits: token positions to train on, prompts included.
-        batch: token positions per step.
-        prompt_weight: weight of prompt positions in the feature loss (the
-            divergence is over response positions only).
-    """
-
-    name: str
-    layers: tuple[int, ...]
-    frozen: int = 0
-    vocab: int = 16_384
-    loss: str = "forward"
-    feature: float = 1.0
-    rate: float = 8e-4
-    visits: int = 900_000
-    batch: int = 1_024
-    prompt_weight: float = 0.2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ValueError(
-                f"loss must be one of {LOSSES}, got {self.loss!r}"
-            )
-        if not 0 <= self.frozen < len(self.layers):
-            raise ValueError(
-                f"frozen must be in [0, {len(self.layers)}), got {self.frozen}"
-            )
-
-    @property
-    def steps(self) -> int:
-        return max(self.visits // self.batch, 1)
-
-
-# The middle one's layers are those that `specref.train.prune` keeps.
-RECIPES = {
-    "small": Recipe("small", (0, 29), vocab=12_288),
-    "middle": Recipe("middle", (0, 1, 8, 11, 21, 24, 27, 29), frozen=2),
-}
+from specref.train.recipes import Recipe
 
 
 def divergence(p: Tensor, logq: Tensor, loss: str) -> Tensor:
@@ -115,6 +59,7 @@ def start(recipe: Recipe, target: Llama, head_vocab: Tensor) -> Llama:
     for layer in draft.layers[recipe.frozen :]:
         layer.requires_grad_(True)
     draft.norm.requires_grad_(True)
+    draft.head.requires_grad_(recipe.head)
     return draft
 
 
@@ -142,13 +87,19 @@ class Score:
     alpha: float
 
 
-def judge(draft: Llama, batch: Batch, recipe: Recipe) -> Score:
-    """Loss and acceptance on one batch (its responses, for the latter)."""
+def judge(
+    draft: Llama, batch: Batch, recipe: Recipe, rows: Tensor
+) -> Score:
+    """Loss and acceptance on one batch (its responses, for the latter).
+
+    Args:
+        rows: ``[v, d]`` the target's head for the reduced vocabulary.
+    """
     out = draft.forward(batch.tokens, logits=False).hidden
     hidden, goal = out[batch.rows, batch.columns], batch.hidden.float()
     mine = batch.answer
     with torch.no_grad():
-        p = draft.head(goal[mine]).softmax(-1)
+        p = F.linear(goal[mine], rows).softmax(-1)
     logq = draft.head(hidden[mine]).log_softmax(-1)
     loss = divergence(p, logq, recipe.loss).mean()
     if recipe.feature:
@@ -174,6 +125,7 @@ class Trainer:
         self.recipe, self.corpus, self.folder = recipe, corpus, folder
         folder.mkdir(parents=True, exist_ok=True)
         words = frequent(corpus, recipe.vocab)
+        self.rows = target.head.weight.detach()[words]
         self.draft = start(recipe, target, words)
         self.weights = [w for w in self.draft.parameters() if w.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -228,7 +180,7 @@ class Trainer:
         began = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(self.recipe, self.step)
-        score = judge(self.draft, batch, self.recipe)
+        score = judge(self.draft, batch, self.recipe, self.rows)
         self.optimizer.zero_grad(set_to_none=True)
         score.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
@@ -248,12 +200,14 @@ class Trainer:
 
 @torch.inference_mode()
 def evaluate(
-    draft: Llama, corpus: Corpus, recipe: Recipe, batch: int = 4_096
+    draft: Llama, target: Llama, corpus: Corpus, recipe: Recipe
 ) -> dict[str, float]:
-    """Agreement and acceptance over the responses of ``corpus``."""
+    """Agreement and acceptance over the responses of ``corpus``, within
+    the draft's vocabulary."""
     total = torch.zeros(3, dtype=torch.float64)
-    for part in _once(corpus, batch):
-        score, n = judge(draft, part, recipe), int(part.answer.sum())
+    rows = target.head.weight[draft.head_vocab]
+    for part in _once(corpus, 4_096):
+        score, n = judge(draft, part, recipe, rows), int(part.answer.sum())
         total += torch.tensor([n, n * score.agree, n * score.alpha])
     n, agree, alpha = total.tolist()
     return {"tokens": n, "agree": agree / n, "alpha": alpha / n}
@@ -285,5 +239,5 @@ def finish(trainer: Trainer, out: Path) -> None:
         "rows": len(trainer.corpus),
         "response_tokens": trainer.corpus.response_tokens,
     }
-    save_draft(trainer.draft, file, shared, about)
+    save_draft(trainer.draft, file, shared, about, head=recipe.head)
     print(f"draft written to {file}")

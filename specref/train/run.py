@@ -11,8 +11,9 @@ from specref.lm import zoo
 from specref.lm.drafts import resolve
 from specref.train import score
 from specref.train.data import load_corpus
-from specref.train.distill import RECIPES, Trainer, finish
+from specref.train.distill import Trainer, finish
 from specref.train.prompts import training_prompts
+from specref.train.recipes import RECIPES
 from specref.train.respond import respond
 
 STEPS = ("responses", *RECIPES, "score")
