@@ -223,8 +223,12 @@ def lm_eos(lm: Any) -> tuple[int, ...]:
 
 
 def default_method(lm: Any) -> str:
-    """What ``auto`` means without a draft."""
+    """What ``auto`` means without a draft: on a CPU the target's own
+    quantised copy, in the fewest bits that its layers allow."""
+    from specref.lm.linear import Linear
     from specref.lm.llama import Llama
 
-    copies = isinstance(lm, Llama) and lm.device.type == "cpu"
-    return "int8" if copies else "prompt_lookup"
+    if not isinstance(lm, Llama) or lm.device.type != "cpu":
+        return "prompt_lookup"
+    layers = [m for m in lm.modules() if isinstance(m, Linear)]
+    return "int4" if all(m.fits_int4 for m in layers) else "int8"

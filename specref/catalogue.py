@@ -168,15 +168,16 @@ def lenience(
 
 
 MIDDLE = "draft-middle"
-CH0, CH1 = "start/loop", "token/acceptance"
-SPEED = "token/speedup"
+# Pages of the book; a method without a notebook yet names its chapter.
+LOOP, ACCEPT, SPEED = "start/loop", "token/acceptance", "token/speedup"
+TOKEN = "token/index"
 
 for line in (
-    ("autoregressive", plain, "none", CH0, True, None,
+    ("autoregressive", plain, "none", LOOP, True, None,
      "one token per target call: the baseline"),
     ("speculative", partial(chain, "tokenwise"), "Leviathan 2023, 2211.17192",
-     CH1, True, MIDDLE, "a chain from a draft model, token-wise rejection"),
-    ("block", partial(chain, "block"), "Sun 2024, 2403.10444", CH1, True,
+     ACCEPT, True, MIDDLE, "a chain from a draft model, token-wise rejection"),
+    ("block", partial(chain, "block"), "Sun 2024, 2403.10444", TOKEN, True,
      MIDDLE, "a chain, verified as a block: never accepts less"),
     ("int4", partial(copy, "int4"), "Leviathan 2023, 2211.17192", SPEED, True,
      None, "the target's own int4 copy drafts a chain until it is unsure"),
@@ -186,30 +187,30 @@ for line in (
      MIDDLE, "transformers' schedules and confidence stop, lossless form"),
     ("early_exit", early_exit, "Elhoushi 2024, 2404.16710", SPEED, True, None,
      "the target's first layers draft a chain"),
-    ("prompt_lookup", lookup, "Saxena 2023, prompt lookup decoding", CH1,
+    ("prompt_lookup", lookup, "Saxena 2023, prompt lookup decoding", TOKEN,
      True, None, "copies what followed the same words before; no model"),
-    ("spectr", spectr, "Sun 2023, 2310.15141", CH1, True, MIDDLE,
+    ("spectr", spectr, "Sun 2023, 2310.15141", TOKEN, True, MIDDLE,
      "k i.i.d. chains, k-SEQ"),
     ("specinfer", partial(tree, "recursive", IID), "Miao 2024, 2305.09781",
-     CH1, True, MIDDLE, "a tree of i.i.d. children, recursive rejection"),
-    ("naive", partial(tree, "naive", IID), "Miao 2024, 2305.09781", CH1, True,
-     MIDDLE, "a tree followed by the target's own draws: the tree baseline"),
+     TOKEN, True, MIDDLE, "a tree of i.i.d. children, recursive rejection"),
+    ("naive", partial(tree, "naive", IID), "Miao 2024, 2305.09781", TOKEN,
+     True, MIDDLE, "a tree followed by the target's own draws: the tree baseline"),
     ("rsd", partial(tree, "recursive", WITHOUT_REPLACEMENT),
-     "Jeon 2024, 2402.14160", CH1, True, MIDDLE,
+     "Jeon 2024, 2402.14160", TOKEN, True, MIDDLE,
      "a tree drawn without replacement, recursive rejection"),
     ("topk_tree", partial(tree, "recursive", DETERMINISTIC),
-     "Li 2024, 2401.15077", CH1, True, MIDDLE,
+     "Li 2024, 2401.15077", TOKEN, True, MIDDLE,
      "a tree of top-k children, EAGLE's acceptance"),
     ("traversal", partial(tree, "traversal", WITHOUT_REPLACEMENT),
-     "Weng 2025, 2505.12398", CH1, True, MIDDLE,
+     "Weng 2025, 2505.12398", TOKEN, True, MIDDLE,
      "a tree judged from its leaves to its root"),
-    ("sequoia", sequoia, "Chen 2024, 2402.12374", CH1, True, MIDDLE,
+    ("sequoia", sequoia, "Chen 2024, 2402.12374", TOKEN, True, MIDDLE,
      "the best tree shape for measured acceptance"),
-    ("dynamic", dynamic, "Li 2024, 2406.16858", CH1, True, MIDDLE,
+    ("dynamic", dynamic, "Li 2024, 2406.16858", TOKEN, True, MIDDLE,
      "a tree grown where the draft is confident"),
-    ("typical", typical, "Cai 2024, 2401.10774", CH1, False, MIDDLE,
+    ("typical", typical, "Cai 2024, 2401.10774", TOKEN, False, MIDDLE,
      "LOSSY: typical acceptance on a top-k tree"),
-    ("lenience", lenience, "Leviathan 2023, 2211.17192", CH1, False, MIDDLE,
+    ("lenience", lenience, "Leviathan 2023, 2211.17192", SPEED, False, MIDDLE,
      "LOSSY: acceptance with lenience"),
 ):
     register(Method(*line))

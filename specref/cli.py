@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--fetch", action="store_true", help="fetch now")
     models.add_argument("--json", action="store_true")
     train = sub.add_parser("train", help="distil a draft from the target")
-    train.add_argument("recipe", help="responses, small, middle or score")
+    train.add_argument(
+        "recipe", help="responses, small, middle, curve, score or report"
+    )
     train.add_argument("--data", default="data/responses", help="responses")
     train.add_argument("--out", default="runs", help="where weights go")
     train.add_argument(

@@ -100,6 +100,25 @@ def test_text_in_and_text_out(target):
     assert two[0].tokens == want
 
 
+@pytest.mark.parametrize(
+    ("sizes", "name"),
+    [
+        ({"vocab_size": 32, "intermediate_size": 64}, "int4"),
+        ({"vocab_size": 32}, "int8"),  # inputs that are no 32
+        ({"intermediate_size": 64}, "int8"),  # outputs that are no 16
+    ],
+)
+def test_auto_takes_the_fewest_bits_that_the_layers_allow(sizes, name):
+    lm = tiny.llama(**sizes)
+    assert api.default_method(lm) == name
+    ask = {"max_new_tokens": 6}
+    got = specref.generate(lm, PROMPT, **ask).tokens
+    assert got == specref.generate(lm, PROMPT, "autoregressive", **ask).tokens
+    if name == "int8":
+        with pytest.raises(ValueError, match="int4 needs inputs in groups"):
+            specref.generate(lm, PROMPT, "int4", **ask)
+
+
 def test_auto_is_lossless_and_suits_the_target(target, reference):
     assert api.default_method(target) == "int8"
     hf = HF(tiny.hf_model())

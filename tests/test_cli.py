@@ -97,6 +97,9 @@ def test_methods_and_models_are_listed(run, monkeypatch, tmp_path):
     assert [r["name"] for r in table] == [m.name for m in specref.methods()]
     keys = {"name", "paper", "chapter", "lossless", "weights", "summary"}
     assert all(keys <= set(r) for r in table)
+    book = Path(__file__).resolve().parent.parent / "book"
+    for row in table:  # a page of the book, notebook or not
+        assert list(book.glob(row["chapter"] + ".*")), row
     status, out, _ = run("methods")
     assert status == 0
     assert all(r["name"] in out and r["paper"] in out for r in table)

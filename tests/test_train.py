@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 
 from specref.lm.drafts import load_draft, save_draft, skeleton
-from specref.train import distill
+from specref.train import distill, report, score
 from specref.train.data import Corpus, Row, batches, frequent, load_corpus
 from specref.train.prune import prune
 from specref.train.recipes import LOSSES, Recipe
@@ -198,6 +199,29 @@ def test_prune_takes_out_the_idle_layer_first(target):
     assert len(steps) == 2 and steps[1][1] > steps[0][1]
     with pytest.raises(ValueError, match="keep must be"):
         prune(idle, torch.arange(4)[None], 9)
+
+
+def test_curve_trains_on_more_and_more_and_is_scored(
+    target, corpus, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(report.RECIPES, "small", replace(RECIPE, name="small"))
+    report.train_curve(target, corpus, tmp_path, (100, 400), visits=300)
+    before = {f: f.stat().st_mtime_ns for f in tmp_path.glob("draft-*")}
+    report.train_curve(target, corpus, tmp_path, (100, 400), visits=300)
+    assert before == {f: f.stat().st_mtime_ns for f in before}  # kept
+    loaded = SimpleNamespace(lm=target)
+    table = report.curve(loaded, tmp_path, corpus)
+    assert [row["tokens"] for row in table] == [100, 400]
+    for row in table:
+        assert row["visits"] == 300 and 0 < row["alpha"] <= 1
+
+
+def test_score_asks_at_every_response_position(target, corpus):
+    found = score.agreement(target, target, corpus)
+    assert found["tokens"] == corpus.response_tokens
+    assert found["agree"] > 0.99 and found["alpha"] > 0.99
+    other = tiny.llama("llama-tied", seed=3).float()
+    assert score.agreement(other, target, corpus)["alpha"] < 0.9
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,15 @@ def load_draft(file: Path, target: Llama) -> Llama:
     return model.pack() if target.device.type == "cpu" else model
 
 
+def header(file: Path) -> dict[str, Any]:
+    """``config``, ``shared`` and ``about`` of a draft file."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as f:
+        meta = f.metadata() or {}
+    return {name: json.loads(text) for name, text in meta.items()}
+
+
 def skeleton(config: LlamaConfig, head_vocab: Tensor, target: Llama) -> Llama:
     """A draft with the target's embedding and head rows, layers empty."""
     with torch.device("meta"):

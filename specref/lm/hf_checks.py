@@ -26,7 +26,7 @@ def text_config(model: Any) -> Any:
             "model must be a transformers causal language model, got "
             f"{type(model).__name__}"
         )
-    return model.config.gettext_config(decoder=True)
+    return model.config.get_text_config(decoder=True)
 
 
 def check(model: Any, config: Any) -> dict[str, str]:
@@ -95,7 +95,7 @@ def eos_of(model: Any) -> tuple[int, ...]:
     config = getattr(model, "generation_config", None)
     eos = getattr(config, "eos_token_id", None)
     if eos is None:
-        eos = model.config.gettext_config(decoder=True).eos_token_id
+        eos = model.config.get_text_config(decoder=True).eos_token_id
     if eos is None:
         return ()
     return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)

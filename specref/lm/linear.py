@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUP = 32
+GROUP = 32  # inputs that share a scale
+BLOCK = 16  # outputs that the int4 kernel takes at a time
 
 
 class Linear(nn.Module):
@@ -58,11 +59,18 @@ class Linear(nn.Module):
                 self.weight.detach(), 8
             )
 
+    @property
+    def fits_int4(self) -> bool:
+        """Whether `quantize` to 4 bits is possible."""
+        outputs, inputs = self.weight.shape
+        return inputs % GROUP == 0 and outputs % BLOCK == 0
+
     def quantize(self, bits: int = 8) -> None:
         """Round a bfloat16 weight to ``bits`` 8 or 4 (inference only).
 
         Raises:
-            ValueError: other ``bits``, or inputs not a multiple of 32.
+            ValueError: other ``bits``, or, for 4, inputs not a multiple of
+                32 or outputs not one of 16.
         """
         wide = self.weight.detach().float()
         self._packed = self._int8 = self._int4 = None
@@ -71,6 +79,12 @@ class Linear(nn.Module):
             rounded = (wide / scale[:, None]).round().to(torch.int8)
             self._int8 = rounded, scale.to(self.weight.dtype)
         elif bits == 4:
+            if not self.fits_int4:
+                outputs, inputs = self.weight.shape
+                raise ValueError(
+                    f"int4 needs inputs in groups of {GROUP} and outputs in "
+                    f"groups of {BLOCK}, got {inputs} and {outputs}: use int8"
+                )
             self._int4 = _int4(wide, self.weight.dtype)
         else:
             raise ValueError(f"bits must be 8 or 4, got {bits}")
@@ -83,10 +97,6 @@ def _int4(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     gets its own codes back; what differs is the rounding of the scales.
     """
     outputs, inputs = wide.shape
-    if inputs % GROUP:
-        raise ValueError(
-            f"int4 needs inputs in groups of {GROUP}, got {inputs}"
-        )
     groups = wide.view(outputs, inputs // GROUP, GROUP)
     low = groups.amin(-1, keepdim=True)
     step = ((groups.amax(-1, keepdim=True) - low) / 15).clamp(min=1e-12)

@@ -9,14 +9,14 @@ from typing import Any
 
 from specref.lm import zoo
 from specref.lm.drafts import resolve
-from specref.train import score
+from specref.train import report, score
 from specref.train.data import load_corpus
 from specref.train.distill import Trainer, finish
 from specref.train.prompts import training_prompts
 from specref.train.recipes import RECIPES
 from specref.train.respond import respond
 
-STEPS = ("responses", *RECIPES, "score")
+STEPS = ("responses", *RECIPES, "curve", "score", "report")
 
 
 def main(args: Any) -> None:
@@ -29,12 +29,13 @@ def main(args: Any) -> None:
         raise ValueError(
             f"recipe must be one of {', '.join(STEPS)}, got {args.recipe!r}"
         )
-    if args.recipe == "responses":
-        responses(args)
-    elif args.recipe == "score":
-        scores(args)
-    else:
-        draft(args)
+    does = {
+        "responses": responses,
+        "curve": curve,
+        "score": scores,
+        "report": reports,
+    }
+    does.get(args.recipe, draft)(args)
 
 
 def responses(args: Any) -> None:
@@ -61,6 +62,18 @@ def draft(args: Any) -> None:
     trainer = Trainer(recipe, target, corpus, Path(args.out) / recipe.name)
     trainer.run(args.steps)
     finish(trainer, Path(args.out))
+
+
+def curve(args: Any) -> None:
+    """The small recipe on more and more data."""
+    corpus = load_corpus(Path(args.data))
+    report.train_curve(zoo.load(pack=False).lm, corpus, Path(args.out))
+
+
+def reports(args: Any) -> None:
+    """All that the book says of the drafts, as JSON."""
+    found = report.report(zoo.load(), Path(args.out), "specref train report")
+    print(json.dumps(found, indent=1))
 
 
 def scores(args: Any) -> None:

@@ -41,6 +41,12 @@ def eval_corpus(
     return out
 
 
+def everything(target: Any, prompts: int = 96, tokens: int = 96) -> Corpus:
+    """The answers of `eval_corpus` as one corpus."""
+    parts = eval_corpus(target, prompts, tokens).values()
+    return Corpus([r for c in parts for r in c.rows])
+
+
 @torch.inference_mode()
 def agreement(draft: Any, target: Any, corpus: Corpus) -> dict[str, float]:
     """``tokens``, ``agree`` and ``alpha`` over the responses of a corpus.
@@ -75,10 +81,10 @@ def score(
         drafts: label -> `LM`.
     """
     corpora = eval_corpus(target, prompts, tokens)
-    everything = Corpus([r for c in corpora.values() for r in c.rows])
+    whole = Corpus([r for c in corpora.values() for r in c.rows])
     table = []
     for label, lm in drafts.items():
-        for kind, corpus in {"all": everything, **corpora}.items():
+        for kind, corpus in {"all": whole, **corpora}.items():
             found = agreement(lm, target.lm, corpus)
             rounded = {k: round(v, 4) for k, v in found.items()}
             table.append({"draft": label, "kind": kind, **rounded})
