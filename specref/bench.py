@@ -196,8 +196,13 @@ def rows(
     tallies: dict[str, Tally],
     plan: Plan,
     peer: str | None,
+    greedy: bool = True,
 ) -> list[dict[str, Any]]:
-    """One record per method and prompt kind, plus ``all``."""
+    """One record per method and prompt kind, plus ``all``.
+
+    Args:
+        greedy: runs at temperature 0, whose tokens can be compared.
+    """
     own, out = tallies["autoregressive"], []
     check_quiet(own)
     for name, (label, _) in plan.items():
@@ -220,7 +225,7 @@ def rows(
                     "spread_vs_transformers": over_peer and over_peer.json(),
                     "predicted": round(forecast(tally, own, kind), 3),
                     "lossless": find(label).lossless,
-                    "identical_to_greedy": all(tally.same),
+                    "identical_to_greedy": all(tally.same) if greedy else None,
                 }
             )
     return out

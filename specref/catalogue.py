@@ -194,7 +194,7 @@ for line in (
     ("specinfer", partial(tree, "recursive", IID), "Miao 2024, 2305.09781",
      TOKEN, True, MIDDLE, "a tree of i.i.d. children, recursive rejection"),
     ("naive", partial(tree, "naive", IID), "Miao 2024, 2305.09781", TOKEN,
-     True, MIDDLE, "a tree followed by the target's own draws: the tree baseline"),
+     True, MIDDLE, "a tree followed by the target's own draws: the baseline"),
     ("rsd", partial(tree, "recursive", WITHOUT_REPLACEMENT),
      "Jeon 2024, 2402.14160", TOKEN, True, MIDDLE,
      "a tree drawn without replacement, recursive rejection"),

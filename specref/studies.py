@@ -35,8 +35,8 @@ def plan_for(names: str) -> bench.Plan:
     """The plan named on the command line."""
     if names == "default":
         return DEFAULT
-    known = {m.name for m in methods()}
-    wanted = sorted(known) if names == "all" else names.split(",")
+    known = [m.name for m in methods()]
+    wanted = known if names == "all" else names.split(",")
     for name in wanted:
         if name not in known:
             raise ValueError(
@@ -69,7 +69,8 @@ def study_methods(args: Any, target: Any) -> dict[str, Any]:
         seed=args.seed,
         curves=curves,
     )
-    return {"rows": bench.rows(tallies, plan, label)}
+    greedy = args.temperature == 0
+    return {"rows": bench.rows(tallies, plan, label, greedy)}
 
 
 def warm_up(

@@ -40,26 +40,11 @@ from specref.draws import Draws
 from specref.laws import Law, law, total_variation
 from specref.lm import Table
 from specref.registry import method, methods
-from specref.rules import LOSSLESS, kseq
+from specref.rules import LOSSLESS
 from specref.tree import IID
 from specref.warp import Sampling, Warp
 
 SAMPLING = [r for r in LOSSLESS.values() if r.name != "greedy"]
-
-
-@pytest.fixture(autouse=True)
-def one_solution_per_pair(monkeypatch):
-    """k-SEQ bisects for rho in every branch: a pair that came before, bit
-    for bit, gets the number that it got then."""
-    solve, known = kseq.solve_rho, {}
-
-    def remembered(p, q, k):
-        key = (p.dtype, tuple(p.tolist()), tuple(q.tolist()), k)
-        if key not in known:
-            known[key] = solve(p, q, k)
-        return known[key]
-
-    monkeypatch.setattr(kseq, "solve_rho", remembered)
 
 
 def sized(case: Case, draft: Draft) -> Case:
