@@ -36,10 +36,12 @@ class Tally:
     costs: list[float] = field(default_factory=list)  # predicted seconds
 
     def rate(self, kind: str | None = None) -> float:
+        """Tokens per second of all runs (of one kind) together."""
         mine = self._of(kind)
         return sum(len(r.tokens) for r in mine) / sum(r.seconds for r in mine)
 
     def tau(self, kind: str | None = None) -> float:
+        """Tokens per target call of all runs (of one kind) together."""
         mine = self._of(kind)
         calls = sum(len(r.rounds) for r in mine)
         return sum(len(r.tokens) for r in mine) / calls

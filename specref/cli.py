@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--json", action="store_true")
     train = sub.add_parser("train", help="distil a draft from the target")
     train.add_argument(
-        "recipe", help="responses, small, middle, curve, score or report"
+        "recipe",
+        help="responses, small, middle, curve, score, acceptance or report",
     )
     train.add_argument("--data", default="data/responses", help="responses")
     train.add_argument("--out", default="runs", help="where weights go")

@@ -35,6 +35,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of some values; a single one has none."""
         if len(values) < 2:
             return cls(values[0], values[0], values[0])
         q1, q2, q3 = statistics.quantiles(values, n=4, method="inclusive")

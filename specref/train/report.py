@@ -14,12 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from specref.draft.measure import acceptance
 from specref.lm.drafts import TRAINED, WEIGHTS, header, load_draft, resolve
 from specref.lm.llama import Llama
 from specref.timing import pass_costs, provenance
 from specref.train.data import Corpus
 from specref.train.distill import Trainer, finish
+from specref.train.prompts import training_prompts
 from specref.train.recipes import RECIPES
+from specref.train.respond import Responder
 from specref.train.score import agreement, everything, score
 
 SIZES = (50_000, 100_000, 200_000, 400_000)
@@ -63,6 +66,26 @@ def curve(loaded: Any, out: Path, corpus: Corpus) -> list[dict[str, Any]]:
     return sorted(table, key=lambda row: row["tokens"])
 
 
+def acceptance_table(
+    loaded: Any, drafts: Sequence[str], prompts: int = 48, tokens: int = 64
+) -> dict[str, dict[str, list[float]]]:
+    """Acceptance by rank of each draft: `measure.shipped_acceptance`.
+
+    Measured on the target's answers, at temperature 1, to the last prompts
+    of the training pool, which no shipped draft has seen.
+    """
+    ids = [loaded.encode(p.prompt) for p in training_prompts()[-prompts:]]
+    answers = Responder(
+        loaded.lm, 48, tokens, max(map(len, ids)), temperatures=(1.0,)
+    ).answer(ids)
+    texts = [(r.prompt + r.tokens, len(r.prompt)) for r in answers]
+    target = loaded.lm
+    return {
+        name: {"accept": acceptance(target, resolve(name, target), texts)}
+        for name in drafts
+    }
+
+
 def logs(out: Path, every: int = 20) -> dict[str, list[list[float]]]:
     """``[step, loss, agree, alpha]`` of each shipped draft's training,
     means over ``every`` steps."""
@@ -85,6 +108,12 @@ def logs(out: Path, every: int = 20) -> dict[str, list[list[float]]]:
     return table
 
 
+def train_seconds(folder: Path) -> int:
+    """Seconds that the steps of a run took, by its log."""
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return round(sum(json.loads(x)["seconds"] for x in lines))
+
+
 def report(loaded: Any, out: Path, command: str) -> dict[str, Any]:
     """Everything that the book says of the drafts."""
     target = loaded.lm
@@ -94,7 +123,10 @@ def report(loaded: Any, out: Path, command: str) -> dict[str, Any]:
              for n, f in TRAINED.items()}
     return {
         "provenance": provenance(target, command),
-        "recipes": {n: a["recipe"] for n, a in about.items()},
+        "recipes": {
+            n: a["recipe"] | {"train_s": train_seconds(out / n)}
+            for n, a in about.items()
+        },
         "data": {n: a["response_tokens"] for n, a in about.items()},
         "scores": score(loaded, drafts),
         "curve": curve(loaded, out, everything(loaded)),

@@ -16,7 +16,14 @@ from specref.train.prompts import training_prompts
 from specref.train.recipes import RECIPES
 from specref.train.respond import respond
 
-STEPS = ("responses", *RECIPES, "curve", "score", "report")
+STEPS = (
+    "responses",
+    *RECIPES,
+    "curve",
+    "score",
+    "acceptance",
+    "report",
+)
 
 
 def main(args: Any) -> None:
@@ -33,6 +40,7 @@ def main(args: Any) -> None:
         "responses": responses,
         "curve": curve,
         "score": scores,
+        "acceptance": accepted,
         "report": reports,
     }
     does.get(args.recipe, draft)(args)
@@ -74,6 +82,13 @@ def reports(args: Any) -> None:
     """All that the book says of the drafts, as JSON."""
     found = report.report(zoo.load(), Path(args.out), "specref train report")
     print(json.dumps(found, indent=1))
+
+
+def accepted(args: Any) -> None:
+    """Acceptance by rank, as ``specref/data/acceptance.json`` holds it."""
+    names = args.drafts.split(",")
+    table = report.acceptance_table(zoo.load(), names)
+    print(json.dumps(table, indent=1))
 
 
 def scores(args: Any) -> None:
