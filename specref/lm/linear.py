@@ -3,7 +3,9 @@
 Plain (any device, trainable); packed once for oneDNN on the CPU, which
 otherwise lays the matrix out again on every call with more than one row;
 weight-only int8 with one scale per output; weight-only int4 with a scale
-and a zero per group of 32 inputs.  The last two are for drafts.
+and a zero per group of 32 inputs.  The last two are for drafts; their
+kernels read weights fast but multiply many rows slowly, so that wide inputs
+(prompts) can be sent to a layer that is not rounded.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 GROUP = 32  # inputs that share a scale
 BLOCK = 16  # outputs that the int4 kernel takes at a time
+NARROW = {8: 6, 4: 16}  # rows up to which the rounded kernels are faster
 
 
 class Linear(nn.Module):
@@ -27,6 +30,8 @@ class Linear(nn.Module):
         self._packed: Tensor | None = None
         self._int8: tuple[Tensor, Tensor] | None = None
         self._int4: tuple[Tensor, Tensor] | None = None
+        # In a tuple, so that it does not become a part of this module.
+        self._wide: tuple[Linear, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self._packed is not None:
@@ -36,6 +41,9 @@ class Linear(nn.Module):
         if self._int8 is None and self._int4 is None:
             return F.linear(x, self.weight, self.bias)
         flat = x.reshape(-1, x.shape[-1])
+        if self._wide is not None and flat.shape[0] > self._wide[1]:
+            exact = self._wide[0]
+            return exact(x.to(exact.weight.dtype)).to(x.dtype)
         if self._int8 is not None:
             out = torch._weight_int8pack_mm(flat, *self._int8)
         else:
@@ -65,18 +73,20 @@ class Linear(nn.Module):
         outputs, inputs = self.weight.shape
         return inputs % GROUP == 0 and outputs % BLOCK == 0
 
-    def quantize(self, bits: int = 8) -> None:
+    def quantize(self, bits: int = 8, wide: Linear | None = None) -> None:
         """Round a bfloat16 weight to ``bits`` 8 or 4 (inference only).
 
+        Args:
+            wide: layer that takes inputs of more rows than `NARROW`.
         Raises:
             ValueError: other ``bits``, or, for 4, inputs not a multiple of
                 32 or outputs not one of 16.
         """
-        wide = self.weight.detach().float()
+        full = self.weight.detach().float()
         self._packed = self._int8 = self._int4 = None
         if bits == 8:
-            scale = (wide.abs().amax(1) / 127.0).clamp(min=1e-12)
-            rounded = (wide / scale[:, None]).round().to(torch.int8)
+            scale = (full.abs().amax(1) / 127.0).clamp(min=1e-12)
+            rounded = (full / scale[:, None]).round().to(torch.int8)
             self._int8 = rounded, scale.to(self.weight.dtype)
         elif bits == 4:
             if not self.fits_int4:
@@ -85,9 +95,10 @@ class Linear(nn.Module):
                     f"int4 needs inputs in groups of {GROUP} and outputs in "
                     f"groups of {BLOCK}, got {inputs} and {outputs}: use int8"
                 )
-            self._int4 = _int4(wide, self.weight.dtype)
+            self._int4 = _int4(full, self.weight.dtype)
         else:
             raise ValueError(f"bits must be 8 or 4, got {bits}")
+        self._wide = None if wide is None else (wide, NARROW[bits])
 
 
 def _int4(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
