@@ -48,7 +48,7 @@ def chain(
 def copy(
     draft: str,
     target: Any,
-    gamma: int = 6,
+    gamma: int = 8,
     stop_below: float | None = 0.4,
 ) -> Parts:
     """A chain from a quantised copy of the target.

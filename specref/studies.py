@@ -23,11 +23,13 @@ from specref.registry import methods
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 24, 32, 48, 64)
 DEFAULT: bench.Plan = {
     "autoregressive": ("autoregressive", {}),
-    "prompt_lookup": ("prompt_lookup", {}),
     "small": ("speculative", {"draft": "small", "gamma": 3}),
-    "middle": ("speculative", {"draft": "middle", "gamma": 4}),
-    "int8": ("int8", {"gamma": 5}),
-    "int4": ("int4", {"gamma": 6}),
+    "small_tree": (
+        "dynamic",
+        {"draft": "small", "nodes": 10, "depth": 4, "width": 3},
+    ),
+    "middle": ("speculative", {"draft": "middle", "gamma": 3}),
+    "int4": ("int4", {}),
 }
 
 
