@@ -15,13 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from specref.meter import CostCurve
 
-Key = TypeVar("Key")
 WILD = 0.5  # refuse when (q3 - q1) / median of the baseline exceeds this
 
 
@@ -83,10 +82,10 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def interleave(
-    runs: dict[Key, Callable[[], Any]], repeats: int, warm: int = 2
-) -> dict[Key, Spread]:
+    runs: dict[Any, Callable[[], Any]], repeats: int, warm: int = 2
+) -> dict[Any, Spread]:
     """Seconds of each run, taken in turns."""
-    took: dict[Key, list[float]] = {name: [] for name in runs}
+    took: dict[Any, list[float]] = {name: [] for name in runs}
     for i in range(repeats + warm):
         for name, run in runs.items():
             _, seconds = timed(run)

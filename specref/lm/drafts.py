@@ -75,15 +75,16 @@ def _by_name(name: str, target: Any) -> Any:
     return lm
 
 
-def quantized_copy(target: Llama, bits: int | None = 8) -> Llama:
+def quantized_copy(
+    target: Llama, bits: int | None = 8, wide: bool = True
+) -> Llama:
     """The target with bfloat16 activations and rounded weights.
-
-    Prompts go through the target's own layers, which take many tokens at
-    once faster than the kernels of rounded weights do.
 
     Args:
         bits: 8 or 4 for weight-only integers (CPU kernels); None for
             bfloat16 weights.
+        wide: send prompts through the target's own layers, which take many
+            tokens at once faster than the kernels of rounded weights do.
     Raises:
         TypeError: the target is no `Llama`.
         ValueError: integers on another device than a CPU.
@@ -104,7 +105,7 @@ def quantized_copy(target: Llama, bits: int | None = 8) -> Llama:
     pairs = zip(copy.modules(), target.modules(), strict=True)
     for mine, theirs in pairs:
         if isinstance(mine, Linear):
-            mine.quantize(bits, theirs)
+            mine.quantize(bits, theirs if wide else None)
     return copy
 
 
