@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from specref.lm.base import Output
 from specref.lm.cache import StaticCache
 from specref.lm.linear import Linear
-from specref.lm.rotary import rotary, rotate
+from specref.lm.rotary import Angles, rotate
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Llama(nn.Module):
             self.head.weight = self.embed.weight
         self.register_buffer("head_vocab", head_vocab, persistent=False)
         self.eos: tuple[int, ...] = ()
-        self._rope: tuple[Tensor, Tensor] | None = None
+        self.angles = Angles(c)
 
     @property
     def device(self) -> torch.device:
@@ -184,22 +184,6 @@ class Llama(nn.Module):
         return StaticCache(
             self.config, batch, capacity, self.device, self.dtype, static
         )
-
-    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and signed sin, each ``[B, n, head_dim]``."""
-        if self._rope is None or self._rope[0].device != positions.device:
-            inv = rotary(self.config, positions.device)
-            where = torch.arange(
-                self.config.max_position_embeddings, device=positions.device
-            )
-            angle = torch.outer(where.float(), inv)
-            sin = angle.sin()
-            self._rope = (
-                torch.cat((angle.cos(),) * 2, -1).to(self.dtype),
-                torch.cat((-sin, sin), -1).to(self.dtype),
-            )
-        cos, sin = self._rope
-        return F.embedding(positions, cos), F.embedding(positions, sin)
 
     def forward(
         self,
@@ -230,7 +214,8 @@ class Llama(nn.Module):
             positions, allowed = _causal(tokens, self.config.sliding_window)
         else:
             positions, allowed = cache.open(tokens, parents)
-        return self.embed(tokens), *self._angles(positions), allowed
+        cos, sin = self.angles(positions, self.dtype)
+        return self.embed(tokens), cos, sin, allowed
 
     def core(
         self,

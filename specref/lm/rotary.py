@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -38,6 +39,37 @@ def rotary(config: LlamaConfig, device: torch.device | str) -> Tensor:
     turns = old * inv / (2 * math.pi)
     smooth = ((turns - low) / (high - low)).clamp(0, 1)
     return inv * (smooth + (1 - smooth) / scaling["factor"])
+
+
+class Angles:
+    """cos and signed sin of positions, from a table made once per device.
+
+    Args:
+        config: sizes and frequencies.
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        self.config = config
+        self._table: tuple[Tensor, Tensor] | None = None
+
+    def __call__(
+        self, positions: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Each ``[B, n, head_dim]`` for positions ``[B, n]``."""
+        old = self._table and (self._table[0].device, self._table[0].dtype)
+        if old != (positions.device, dtype):
+            inv = rotary(self.config, positions.device)
+            where = torch.arange(
+                self.config.max_position_embeddings, device=positions.device
+            )
+            angle = torch.outer(where.float(), inv)
+            sin = angle.sin()
+            self._table = (
+                torch.cat((angle.cos(),) * 2, -1).to(dtype),
+                torch.cat((-sin, sin), -1).to(dtype),
+            )
+        cos, sin = self._table
+        return F.embedding(positions, cos), F.embedding(positions, sin)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
