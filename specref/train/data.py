@@ -13,17 +13,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from specref.train.features import tap_file
 from specref.train.templates import pick
 
 
 @dataclass
 class Row:
-    """One answered prompt: ``tokens`` ``[n]``, ``hidden`` ``[n - 1, d]``
-    and the index of the first response token."""
+    """One answered prompt: ``tokens`` ``[n]``, ``hidden`` ``[n - 1, d]``,
+    the index of the first response token, and where the features of more
+    layers lie (see `specref.train.features`), if they were made."""
 
     tokens: Tensor
     hidden: Tensor
     answer: int
+    taps: tuple[Path, int] | None = None
 
 
 @dataclass
@@ -107,15 +110,16 @@ def load_corpus(folder: Path) -> Corpus:
         prompts = t["prompt"].long().split(m)
         answers = t["tokens"].long().split(n)
         hidden = t["hidden"].split([a + b - 1 for a, b in zip(m, n)])
-        rows += [
-            Row(torch.cat((p, a)), h, len(p))
-            for p, a, h in zip(prompts, answers, hidden, strict=True)
-        ]
+        at = 0
+        for p, a, h in zip(prompts, answers, hidden, strict=True):
+            taps = (tap_file(file), at)
+            rows.append(Row(torch.cat((p, a)), h, len(p), taps))
+            at += len(h)
     return Corpus(rows)
 
 
-def frequent(corpus: Corpus, size: int) -> Tensor:
-    """The ``size`` most frequent response tokens, ids in rising order.
+def ranked(corpus: Corpus, size: int) -> Tensor:
+    """The ``size`` most frequent response tokens, the most frequent first.
 
     Ids that never occur fill up from the lowest: they are the shortest.
     """
@@ -123,8 +127,12 @@ def frequent(corpus: Corpus, size: int) -> Tensor:
     for row in corpus.rows:
         tokens = row.tokens[row.answer :]
         count.index_add_(0, tokens, torch.ones_like(tokens))
-    top = count.argsort(descending=True, stable=True)[:size]
-    return top.sort().values
+    return count.argsort(descending=True, stable=True)[:size]
+
+
+def frequent(corpus: Corpus, size: int) -> Tensor:
+    """The words of `ranked`, ids in rising order."""
+    return ranked(corpus, size).sort().values
 
 
 def batches(
@@ -135,13 +143,21 @@ def batches(
     Every epoch shuffles the rows, sorts windows of 256 by length and cuts
     them into batches of about ``size`` token positions.
     """
+    for group in groups(corpus, size, seed, start, end):
+        yield corpus.batch(group)
+
+
+def groups(
+    corpus: Corpus, size: int, seed: int, start: int, end: int
+) -> Iterator[list[int]]:
+    """The rows of each batch of `batches`."""
     number, epoch = 0, 0
     while True:
         for group in _epoch(corpus, size, seed, epoch):
             if number >= end:
                 return
             if number >= start:
-                yield corpus.batch(group)
+                yield group
             number += 1
         epoch += 1
 
@@ -151,17 +167,17 @@ def _epoch(
 ) -> list[list[int]]:
     length = [len(r.tokens) for r in corpus.rows]
     order = _shuffled(len(corpus), seed, epoch, "rows")
-    groups: list[list[int]] = []
+    out: list[list[int]] = []
     for at in range(0, len(order), 256):
         window = sorted(order[at : at + 256], key=lambda i: (length[i], i))
         group: list[int] = []
         for i in window:
             if group and (len(group) + 1) * length[i] > size:
-                groups.append(group)
+                out.append(group)
                 group = []
             group.append(i)
-        groups.append(group)
-    return [groups[i] for i in _shuffled(len(groups), seed, epoch, "groups")]
+        out.append(group)
+    return [out[i] for i in _shuffled(len(out), seed, epoch, "groups")]
 
 
 def _shuffled(n: int, *key: object) -> list[int]:

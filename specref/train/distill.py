@@ -5,15 +5,10 @@ can stay as they are (and need not be shipped).  It shares the target's
 embedding, its last norm's place in the output and the rows of its head for
 a reduced vocabulary, so what is learnt is the layers and the norm.  The law
 to match comes from the stored features of `specref.train.respond`.
-
-Does not handle: several devices, mixed precision.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,9 +16,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from specref.lm.llama import Llama
+from specref.train import trainer
 from specref.train.data import Batch, Corpus, batches, frequent
 from specref.train.recipes import Recipe
 
@@ -63,15 +58,6 @@ def start(recipe: Recipe, target: Llama, head_vocab: Tensor) -> Llama:
     return draft
 
 
-def rate_at(recipe: Recipe, step: int) -> float:
-    """Learning rate: 5 % of the steps up, then a cosine to a tenth."""
-    warm = max(recipe.steps // 20, 1)
-    if step < warm:
-        return recipe.rate * (step + 1) / warm
-    part = (step - warm) / max(recipe.steps - warm, 1)
-    return recipe.rate * (0.55 + 0.45 * math.cos(math.pi * part))
-
-
 @dataclass
 class Score:
     """What a batch says about a draft.
@@ -85,6 +71,11 @@ class Score:
     loss: Tensor
     agree: float
     alpha: float
+
+    def record(self) -> dict[str, float]:
+        """See `trainer.Result`."""
+        both = {"agree": self.agree, "alpha": self.alpha}
+        return {name: round(value, 4) for name, value in both.items()}
 
 
 def judge(
@@ -112,8 +103,8 @@ def judge(
     return Score(loss, float(agree.float().mean()), float(alpha.mean()))
 
 
-class Trainer:
-    """Seeded, resumable training of one recipe.
+class Trainer(trainer.Trainer):
+    """Trains the draft of one recipe; see `specref.train.trainer`.
 
     Args:
         folder: holds ``state.pt`` (to resume) and ``log.jsonl``.
@@ -122,80 +113,18 @@ class Trainer:
     def __init__(
         self, recipe: Recipe, target: Llama, corpus: Corpus, folder: Path
     ) -> None:
-        self.recipe, self.corpus, self.folder = recipe, corpus, folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self.corpus = corpus
         words = frequent(corpus, recipe.vocab)
         self.rows = target.head.weight.detach()[words]
         self.draft = start(recipe, target, words)
-        self.weights = [w for w in self.draft.parameters() if w.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.weights, betas=(0.9, 0.95), weight_decay=0.01
+        size, seed = recipe.batch, recipe.seed
+        super().__init__(
+            recipe,
+            self.draft,
+            lambda start, end: batches(corpus, size, seed, start, end),
+            lambda batch: judge(self.draft, batch, recipe, self.rows),
+            folder,
         )
-        self.step = 0
-        self._resume()
-
-    def _resume(self) -> None:
-        file = self.folder / "state.pt"
-        if not file.exists():
-            return
-        state = torch.load(file, weights_only=True)
-        if state["recipe"] != json.dumps(asdict(self.recipe)):
-            raise ValueError(
-                f"{file} belongs to another recipe: give another folder"
-            )
-        with torch.no_grad():
-            saves = state["weights"]
-            for mine, saved in zip(self.weights, saves, strict=True):
-                mine.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-
-    def save(self) -> None:
-        """Write the state, complete or not at all."""
-        part = self.folder / "state.part"
-        torch.save(
-            {
-                "recipe": json.dumps(asdict(self.recipe)),
-                "weights": [w.detach() for w in self.weights],
-                "optimizer": self.optimizer.state_dict(),
-                "step": self.step,
-            },
-            part,
-        )
-        part.rename(self.folder / "state.pt")
-
-    def run(self, until: int | None = None, save_every: int = 100) -> None:
-        """Train to step ``until`` (all of them by default)."""
-        end = min(until or self.recipe.steps, self.recipe.steps)
-        bar = tqdm(total=end, initial=self.step, unit="step", disable=None)
-        r = self.recipe
-        for batch in batches(self.corpus, r.batch, r.seed, self.step, end):
-            score = self._update(batch)
-            bar.update()
-            bar.set_postfix(loss=f"{float(score.loss.detach()):.3f}")
-            if self.step % save_every == 0 or self.step == end:
-                self.save()
-
-    def _update(self, batch: Batch) -> Score:
-        began = time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate_at(self.recipe, self.step)
-        score = judge(self.draft, batch, self.recipe, self.rows)
-        self.optimizer.zero_grad(set_to_none=True)
-        score.loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.step()
-        self.step += 1
-        line = {
-            "step": self.step,
-            "loss": round(float(score.loss.detach()), 5),
-            "agree": round(score.agree, 4),
-            "alpha": round(score.alpha, 4),
-            "seconds": round(time.perf_counter() - began, 2),
-        }
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps(line) + "\n")
-        return score
 
 
 @torch.inference_mode()
@@ -226,18 +155,18 @@ def _once(corpus: Corpus, size: int) -> Iterator[Batch]:
         yield corpus.batch(group)
 
 
-def finish(trainer: Trainer, out: Path) -> None:
+def finish(done: Trainer, out: Path) -> None:
     """Write the trained draft as bf16 safetensors."""
     from specref.lm.drafts import save_draft
 
-    recipe = trainer.recipe
+    recipe = done.recipe
     shared = recipe.layers[: recipe.frozen]
     file = out / f"draft-{recipe.name}.safetensors"
     about = {
         "recipe": asdict(recipe),
-        "steps": trainer.step,
-        "rows": len(trainer.corpus),
-        "response_tokens": trainer.corpus.response_tokens,
+        "steps": done.step,
+        "rows": len(done.corpus),
+        "response_tokens": done.corpus.response_tokens,
     }
-    save_draft(trainer.draft, file, shared, about, head=recipe.head)
+    save_draft(done.draft, file, shared, about, head=recipe.head)
     print(f"draft written to {file}")

@@ -1,0 +1,75 @@
+"""Recipes of the heads: one small record per method.
+
+Compared heads have about four million trained parameters, one draft
+vocabulary and the same responses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+# SmolLM2's embedding rows have a root mean square of 0.13, its features
+# after the last norm 2.0: these bring both to about one.
+SCALES = ("scales", (7.5, 0.5))
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """How one head is made.
+
+    Attributes:
+        kind: see `specref.heads.files.KINDS`.
+        options: of the head's constructor.
+        depth: steps of the unroll that are trained.
+        decay: weight of step ``s`` is ``decay ** s``.
+        feature: weight of the smooth L1 distance to the target's feature.
+        topk, topk_weight: HASS's extra loss; 0 leaves it out.
+        noise: features are moved by up to this (uniform) in training.
+        vocab: draft vocabulary.
+        rate: peak learning rate; warmed up, then a cosine to a tenth.
+        visits: token positions to train on, prompts included.
+        batch: token positions per step.
+        start_from: a head file whose fitting tensors it starts from.
+    """
+
+    name: str
+    kind: str
+    options: tuple[tuple[str, Any], ...] = ()
+    depth: int = 1
+    decay: float = 0.8
+    feature: float = 0.0
+    topk: int = 0
+    topk_weight: float = 0.0
+    noise: float = 0.0
+    vocab: int = 8_192
+    rate: float = 1e-3
+    visits: int = 700_000
+    batch: int = 1_024
+    start_from: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "vocab", "visits", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
+
+    @property
+    def steps(self) -> int:
+        return max(self.visits // self.batch, 1)
+
+
+HEAD_RECIPES = {
+    r.name: r
+    for r in (
+        HeadRecipe("eagle", "eagle", (SCALES,), feature=1.0, noise=0.1),
+        HeadRecipe(
+            "hass", "eagle", (SCALES,), depth=3, feature=1.0, topk=10,
+            topk_weight=1.0,
+        ),
+        HeadRecipe("eagle3", "eagle3", depth=4),
+        HeadRecipe("mtp", "mtp", depth=2),
+    )
+}
