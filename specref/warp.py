@@ -63,7 +63,9 @@ class Warp:
         half = logits.dtype in (torch.bfloat16, torch.float16)
         scores = (logits.float() if half else logits) / self.temperature
         if self.top_k is not None and self.top_k < scores.shape[-1]:
-            edge = scores.topk(self.top_k, -1).values[..., -1:]
+            rows = scores.reshape(-1, scores.shape[-1])
+            edge = largest(rows, self.top_k)[0][:, -1]
+            edge = edge.reshape(*scores.shape[:-1], 1)
             scores = scores.masked_fill(scores < edge, float("-inf"))
         prob = scores.softmax(-1)
         if self.top_p is None or self.top_p >= 1.0:
@@ -73,6 +75,30 @@ class Warp:
 
 def _nucleus(prob: Tensor, top_p: float) -> Tensor:
     """Zero the tail beyond ``top_p`` and renormalise."""
+    wide = prob.shape[-1]
+    if prob.device.type != "cpu" or wide <= BLOCK or not prob.numel():
+        return _sorted_nucleus(prob, top_p)
+    rows = [_row_nucleus(row, top_p) for row in prob.reshape(-1, wide)]
+    return torch.stack(rows).reshape(prob.shape)
+
+
+def _row_nucleus(row: Tensor, top_p: float) -> Tensor:
+    """`_sorted_nucleus` of ``[V]``, which sorts no more than it must."""
+    # Entries below the second floor have half of the tail's mass at most.
+    for floor in (1e-3, (1.0 - top_p) / (2 * len(row))):
+        at = (row >= floor).nonzero().squeeze(-1)
+        value, order = row[at].sort(descending=True, stable=True)
+        count = 1 + int((value.cumsum(-1) < top_p).sum())
+        if count <= len(at):
+            value = value[:count]
+            at = at[order[:count]]
+            return torch.zeros_like(row).index_copy_(
+                0, at, value / value.sum()
+            )
+    return _sorted_nucleus(row, top_p)  # rounding, or NaN
+
+
+def _sorted_nucleus(prob: Tensor, top_p: float) -> Tensor:
     value, index = prob.sort(dim=-1, descending=True, stable=True)
     total = value.cumsum(-1)
     # Mass ranked above each entry; the first is always kept.
@@ -80,6 +106,26 @@ def _nucleus(prob: Tensor, top_p: float) -> Tensor:
     value = value * (before < top_p)
     value = value / value.sum(-1, keepdim=True)
     return torch.zeros_like(prob).scatter_(-1, index, value)
+
+
+BLOCK = 128  # tokens; a power of two that divides most vocabularies
+
+
+def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`torch.topk` of each row of ``[m, V]``: values and indices.
+
+    On a CPU the maxima of blocks, which vector units find fast, say where
+    the largest entries are: several times faster on a long row.
+    """
+    m, size = scores.shape
+    blocks = size // BLOCK
+    if scores.device.type != "cpu" or size % BLOCK or count > blocks:
+        return scores.topk(count, -1)
+    each = scores.reshape(m, blocks, BLOCK)
+    best = each.amax(-1).topk(count).indices
+    few = each.gather(1, best.unsqueeze(-1).expand(-1, -1, BLOCK))
+    value, at = few.flatten(1).topk(count)
+    return value, best.gather(1, at // BLOCK) * BLOCK + at % BLOCK
 
 
 Processor = Callable[[Tensor, Tensor], Tensor]

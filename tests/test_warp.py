@@ -13,7 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from specref.warp import Sampling, Warp
+from specref.warp import BLOCK, Sampling, Warp
 
 SETTINGS = [
     (t, k, p)
@@ -56,6 +56,33 @@ def test_equals_the_definition(temperature, top_k, top_p):
     for row in logits:
         want = plain_warp(row.tolist(), warp)
         assert warp(row).tolist() == pytest.approx(want, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("size", [3 * BLOCK, 10 * BLOCK + 7])
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 9.0])
+@pytest.mark.parametrize("top_k", [None, 200])
+@pytest.mark.parametrize("top_p", [0.2, 0.9, 0.999, 1 - 1e-12])
+def test_long_rows_have_their_own_way(size, temperature, top_k, top_p):
+    """Certain, generic and nearly flat laws, on whole and part blocks."""
+    logits = random_logits(5, size, seed=2)
+    logits[3, size // 2 :] = -torch.inf
+    warp = Warp(temperature, top_k, top_p)
+    want = theirs(logits, temperature, top_k, top_p)
+    got = warp(logits.reshape(5, 1, size))[:, 0]
+    assert torch.equal(got > 0, want > 0)
+    assert torch.allclose(got, want, rtol=1e-12, atol=0)
+    ties = logits.round()
+    for row, law in zip(ties, warp(ties), strict=True):
+        want = plain_warp(row.tolist(), warp)
+        assert law.tolist() == pytest.approx(want, rel=1e-12, abs=0)
+        assert torch.equal(law, warp(row))
+
+
+def test_nan_in_a_long_row_stays_visible():
+    logits = random_logits(2, 4 * BLOCK)
+    logits[0, 5] = math.nan
+    got = Warp(top_p=0.9)(logits)
+    assert bool(got[0].isnan().any()) and not bool(got[1].isnan().any())
 
 
 def test_ties_at_the_edge_of_top_k_are_kept_as_in_transformers():

@@ -13,7 +13,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from specref.draft.grow import Sprout, Stepper, extend_all, top
+from specref.draft.grow import entries, rank
+from specref.draft.sprout import (
+    Sprout,
+    Stepper,
+    scores_after,
+    step_front,
+    unpad,
+)
 from specref.draws import Draws
 from specref.tree import DETERMINISTIC, ROOT, Tree
 from specref.warp import Sampling
@@ -25,8 +32,11 @@ class Dynamic:
     Args:
         nodes: most proposed nodes.
         depth: most levels.
-        width: nodes expanded per level, and children of each.
+        width: nodes expanded per level: what a level's step costs.
         stop_below: paths less probable than this are not expanded.
+        children: candidates below each expanded node; ``width`` unless
+            given, as in EAGLE-2.  More of them cost no step, and nodes that
+            a narrow tree would never see can be kept.
     """
 
     def __init__(
@@ -35,8 +45,11 @@ class Dynamic:
         depth: int = 6,
         width: int = 4,
         stop_below: float = 0.0,
+        children: int | None = None,
     ) -> None:
+        children = width if children is None else children
         sizes = {"nodes": nodes, "depth": depth, "width": width}
+        sizes["children"] = children
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -44,11 +57,12 @@ class Dynamic:
             raise ValueError(f"stop_below must be in [0, 1], got {stop_below}")
         self.nodes, self.depth = nodes, depth
         self.width, self.stop_below = width, stop_below
+        self.children = children
 
     @property
     def max_nodes(self) -> int:
         """Nodes seen while growing, not only those proposed."""
-        return self.width + (self.depth - 1) * self.width**2
+        return self.children * (1 + (self.depth - 1) * self.width)
 
     def grow(
         self,
@@ -61,45 +75,45 @@ class Dynamic:
     ) -> list[Tree]:
         """See `grow.Static.grow`."""
         worths: list[list[float]] = [[] for _ in sprouts]
-        front: list[list[tuple[int, Tensor]]] = [[(ROOT, x)] for x in logits]
+        front = [[ROOT] if s.room > 0 else [] for s in sprouts]
+        rows = unpad(logits[:, None], front)
         for level in range(1, self.depth + 1):
-            chosen = []
-            for s, nodes, worth in zip(sprouts, front, worths, strict=True):
-                new: list[int] = []
-                if level <= s.room:
-                    for node, row in nodes:
-                        new += self._children(s, node, row, worth, sampling)
-                last = level == min(self.depth, s.room)
-                chosen.append([] if last else self._best(s, new, worth, eos))
-            if not any(chosen):
-                break
-            rows = extend_all(stepper, sprouts, chosen)
+            scores = scores_after(sprouts, front, rows, sampling)
+            grown = self._plant(sprouts, front, scores, worths)
             front = [
-                list(zip(nodes, out, strict=True))
-                for nodes, out in zip(chosen, rows, strict=True)
+                []
+                if level == min(self.depth, s.room)
+                else self._best(s, new, worth, eos)
+                for s, new, worth in zip(sprouts, grown, worths, strict=True)
             ]
+            if not any(front):
+                break
+            rows = step_front(stepper, sprouts, front)
         for sprout, worth in zip(sprouts, worths, strict=True):
             prune(sprout, _top(range(len(worth)), worth, self.nodes))
         return [s.tree(DETERMINISTIC) for s in sprouts]
 
-    def _children(
+    def _plant(
         self,
-        sprout: Sprout,
-        node: int,
-        logits: Tensor,
-        worth: list[float],
-        sampling: Sampling,
-    ) -> list[int]:
-        """Add the most probable children of ``node`` with their worth."""
-        prefix = [sprout.text(node)] if sampling.processors else None
-        scores = sampling.scores(logits[None], prefix)[0]
-        prob = scores.softmax(-1)
-        above = 1.0 if node == ROOT else worth[node]
-        out = []
-        for token in top(scores, self.width):
-            if prob[token] > 0.0:
-                out.append(sprout.add(token, node))
-                worth.append(above * float(prob[token]))
+        sprouts: Sequence[Sprout],
+        front: Sequence[Sequence[int]],
+        scores: Tensor,
+        worths: Sequence[list[float]],
+    ) -> list[list[int]]:
+        """Add the most probable children of all ``front`` nodes, and their
+        worth; returns each row's new nodes."""
+        tokens = iter(picks := rank(scores, self.children))
+        chances = iter(entries(scores.softmax(-1), picks).tolist())
+        out: list[list[int]] = [[] for _ in sprouts]
+        for sprout, nodes, worth, new in zip(
+            sprouts, front, worths, out, strict=True
+        ):
+            for node in nodes:
+                above = 1.0 if node == ROOT else worth[node]
+                for token, chance in zip(next(tokens), chances, strict=False):
+                    if chance > 0.0:
+                        new.append(sprout.add(token, node))
+                        worth.append(above * chance)
         return out
 
     def _best(

@@ -1,4 +1,4 @@
-"""Growing trees level by level, for any model that can be stepped.
+"""Growing trees of a fixed shape, level by level.
 
 A `Stepper` turns nodes into logits; `Static` decides which nodes to grow.
 Together they make a drafter: an autoregressive model, a head, an exit.
@@ -7,89 +7,58 @@ Dynamic trees are in `specref.draft.dynamic`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+import math
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from specref.draws import Draws
-from specref.tree import (
-    DEAD,
-    DETERMINISTIC,
-    IID,
-    KINDS,
-    ROOT,
-    Tree,
+from specref.draft.sprout import (
+    Sprout,
+    Stepper,
+    scores_after,
+    share,
+    step_front,
+    unpad,
 )
-from specref.warp import Sampling, Warp
+from specref.draws import Draws
+from specref.tree import DETERMINISTIC, IID, KINDS, ROOT, Tree
+from specref.warp import Sampling, Warp, largest
+
+Spot = tuple[int, int]  # (node of a tree, the node of its shape there)
 
 
-class Stepper(Protocol):
-    """A draft model seen from the growing tree."""
+def rank(scores: Tensor, count: int) -> list[list[int]]:
+    """The ``count`` most likely tokens of each row of ``[m, V]``.
 
-    def begin(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Take in what was committed; logits ``[B, V]`` after each row."""
-
-    def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Logits ``[B, m, V]`` after new nodes (parents as in `LM`)."""
-
-
-@dataclass
-class Sprout:
-    """One row's tree while it grows."""
-
-    prefix: Sequence[int]
-    room: int
-    tokens: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    depth: list[int] = field(default_factory=list)
-    law_of: list[int] = field(default_factory=list)
-    laws: list[Tensor] = field(default_factory=list)
-    slot: dict[int, int] = field(default_factory=dict)  # node -> pending
-
-    def add(self, token: int, parent: int, law: int = 0) -> int:
-        """Append a node below ``parent``, drawn from ``laws[law]``;
-        returns its index."""
-        self.tokens.append(token)
-        self.parents.append(parent)
-        self.depth.append(1 if parent == ROOT else self.depth[parent] + 1)
-        self.law_of.append(law)
-        return len(self.tokens) - 1
-
-    def text(self, node: int) -> list[int]:
-        """The prefix that the law after ``node`` is conditioned on."""
-        out: list[int] = []
-        while node != ROOT:
-            out.append(self.tokens[node])
-            node = self.parents[node]
-        return [*self.prefix, *out[::-1]]
-
-    def tree(self, kind: str) -> Tree:
-        """What has grown, as a proposal of that kind."""
-        laws = None
-        if kind != DETERMINISTIC and self.tokens:
-            laws = torch.stack(self.laws)
-        return Tree(
-            tuple(self.tokens),
-            tuple(self.parents),
-            kind,
-            laws,
-            tuple(self.law_of) if laws is not None else (),
-        )
-
-
-def top(scores: Tensor, count: int) -> list[int]:
-    """The ``count`` most likely tokens of ``[V]``, ties by lower index."""
+    Ties go to the lower index.  Fewer where fewer are possible.
+    """
     if count == 1:
-        return [int(scores.argmax())]
-    edge = scores.topk(min(count, scores.shape[-1])).values[-1]
-    # Every entry of the edge's value: topk alone picks any of them.
-    index = ((scores >= edge) & (scores > -torch.inf)).nonzero().squeeze(-1)
-    pairs = zip(scores[index].tolist(), index.tolist(), strict=True)
-    ranked = sorted((-v, i) for v, i in pairs)
-    return [i for _, i in ranked[:count]]
+        return [[token] for token in scores.argmax(-1).tolist()]
+    # One more than asked for shows whether there is a tie at the edge.
+    value, index = largest(scores, min(count + 1, scores.shape[-1]))
+    out = []
+    pairs = zip(value.tolist(), index.tolist(), strict=True)
+    for row, (v, i) in enumerate(pairs):
+        if len(v) > count and v[-1] == v[-2] > -math.inf:
+            # Every entry of the edge's value: topk alone picks any of them.
+            at = (scores[row] >= v[-1]).nonzero().squeeze(-1)
+            v, i = scores[row, at].tolist(), at.tolist()
+        ranked = sorted(
+            (-x, j) for x, j in zip(v, i, strict=True) if x > -math.inf
+        )
+        out.append([j for _, j in ranked[:count]])
+    return out
+
+
+def entries(values: Tensor, tokens: Sequence[Sequence[int]]) -> Tensor:
+    """Entries ``tokens[i]`` of row ``i`` of ``[m, V]``, for all rows in
+    turn: one flat tensor."""
+    wide = values.shape[-1]
+    at = [wide * i + t for i, some in enumerate(tokens) for t in some]
+    where = torch.tensor(at, dtype=torch.long, device=values.device)
+    return values.take(where)
 
 
 def without_replacement(law: Tensor, count: int, draws: Draws) -> list[int]:
@@ -103,41 +72,6 @@ def without_replacement(law: Tensor, count: int, draws: Draws) -> list[int]:
         out.append(token)
         left[token] = 0.0
     return out
-
-
-def extend_all(
-    stepper: Stepper, sprouts: Sequence[Sprout], front: list[list[int]]
-) -> list[list[Tensor]]:
-    """Step every row's ``front`` nodes at once; logits ``[V]`` of each."""
-    width = max(map(len, front))
-    tokens, parents = [], []
-    base = getattr(stepper, "pending", 0)
-    for sprout, nodes in zip(sprouts, front, strict=True):
-        pad = width - len(nodes)
-        tokens.append([sprout.tokens[i] for i in nodes] + [0] * pad)
-        ups = [sprout.parents[i] for i in nodes]
-        parents.append(
-            [ROOT if u == ROOT else sprout.slot[u] for u in ups] + [DEAD] * pad
-        )
-        for j, node in enumerate(nodes):
-            sprout.slot[node] = base + j
-    logits = stepper.extend(torch.tensor(tokens), torch.tensor(parents))
-    return [list(logits[b, : len(n)]) for b, n in enumerate(front)]
-
-
-def share(
-    sprout: Sprout, new: Sequence[tuple[int, int]], rows: list[Tensor]
-) -> list[Tensor]:
-    """One law per context: equal i.i.d. siblings get the same logits.
-
-    A batched forward rounds each node in its own way, and a rule that
-    compares children of equal siblings needs draws from one law.
-    """
-    first: dict[tuple[int, ...], Tensor] = {}
-    return [
-        first.setdefault(tuple(sprout.text(node)), row)
-        for (node, _), row in zip(new, rows, strict=True)
-    ]
 
 
 class Static:
@@ -193,75 +127,82 @@ class Static:
     ) -> list[Tree]:
         """Grow one tree per sprout from root ``logits`` ``[B, V]``."""
         kind = self.kind_for(sampling)
-        # Each row's frontier: (node of the tree, node of the shape, logits).
-        front = [[(ROOT, ROOT, row)] for row in logits]
-        while True:
-            grown = []
-            for sprout, nodes, d in zip(sprouts, front, draws, strict=True):
-                new = []
-                for node, spot, row in nodes:
-                    new += self._children(
-                        sprout, node, spot, row, kind, sampling, d, eos
-                    )
-                grown.append(new)
-            if not any(grown):
-                return [s.tree(kind) for s in sprouts]
-            rows = extend_all(
-                stepper, sprouts, [[n for n, _ in new] for new in grown]
-            )
-            front = [
-                [(n, s, row) for (n, s), row in zip(new, out, strict=True)]
-                for new, out in zip(
-                    grown, map(share, sprouts, grown, rows), strict=True
-                )
-            ]
+        # Each row's frontier: (node of the tree, node of the shape).
+        front = [[(ROOT, ROOT)] if s.room > 0 else [] for s in sprouts]
+        rows = unpad(logits[:, None], front)
+        while any(front):
+            nodes = [[node for node, _ in some] for some in front]
+            scores = scores_after(sprouts, nodes, rows, sampling)
+            law = None if kind == DETERMINISTIC else sampling.warp(scores)
+            picks = self._picks(scores, law, front, kind, draws)
+            sure = self._sure(scores, law, picks, sampling)
+            front = self._plant(sprouts, front, law, picks, sure, eos)
+            nodes = [[node for node, _ in some] for some in front]
+            if any(nodes):
+                rows = step_front(stepper, sprouts, nodes)
+                if kind == IID:
+                    rows = share(sprouts, nodes, rows)
+        return [s.tree(kind) for s in sprouts]
 
-    def _children(
-        self,
-        sprout: Sprout,
-        node: int,
-        spot: int,
-        logits: Tensor,
-        kind: str,
-        sampling: Sampling,
-        draws: Draws,
-        eos: frozenset[int],
-    ) -> list[tuple[int, int]]:
-        """Give ``node`` its children; returns those to grow below."""
-        spots = self.below.get(spot, [])
-        above = 0 if node == ROOT else sprout.depth[node]
-        if not spots or above >= sprout.room:
-            return []
-        prefix = [sprout.text(node)] if sampling.processors else None
-        scores = sampling.scores(logits[None], prefix)[0]
-        law = sampling.warp(scores) if kind != DETERMINISTIC else None
-        sure = law
-        if self.stop_below is not None and law is None:
-            # The greedy law is certain of every token: no use for a stop.
-            sure = (Warp() if sampling.greedy else sampling.warp)(scores)
-        tokens = self._tokens(scores, law, len(spots), kind, draws)
-        if kind != DETERMINISTIC:
-            sprout.laws.append(law)
-        out = []
-        for token, child in zip(tokens, spots, strict=False):
-            new = sprout.add(token, node, len(sprout.laws) - 1)
-            ends = token in eos or child not in self.below
-            if ends or above + 1 >= sprout.room:
-                continue
-            if self.stop_below is None or sure[token] >= self.stop_below:
-                out.append((new, child))
-        return out
-
-    def _tokens(
+    def _picks(
         self,
         scores: Tensor,
         law: Tensor | None,
-        count: int,
+        front: Sequence[Sequence[Spot]],
         kind: str,
-        draws: Draws,
-    ) -> list[int]:
-        if kind == DETERMINISTIC:
-            return top(scores, count)
+        draws: Sequence[Draws],
+    ) -> list[list[int]]:
+        """The tokens below each frontier node, row by row."""
+        counts = [len(self.below[spot]) for some in front for _, spot in some]
+        if law is None:
+            best = rank(scores, max(counts))
+            return [x[:n] for x, n in zip(best, counts, strict=True)]
+        whose = [d for d, some in zip(draws, front, strict=True) for _ in some]
+        each = zip(law, counts, whose, strict=True)
         if kind == IID:
-            return draws.categorical(law.expand(count, -1)).tolist()
-        return without_replacement(law, count, draws)
+            return [
+                d.categorical(x.expand(n, -1)).tolist() for x, n, d in each
+            ]
+        return [without_replacement(x, n, d) for x, n, d in each]
+
+    def _sure(
+        self,
+        scores: Tensor,
+        law: Tensor | None,
+        picks: list[list[int]],
+        sampling: Sampling,
+    ) -> Iterator[bool]:
+        """Whether to go on below each of ``picks``, as far as confidence
+        is asked for."""
+        if self.stop_below is None:
+            return repeat(True)
+        if law is None:
+            # The greedy law is certain of every token: no use for a stop.
+            law = (Warp() if sampling.greedy else sampling.warp)(scores)
+        return iter((entries(law, picks) >= self.stop_below).tolist())
+
+    def _plant(
+        self,
+        sprouts: Sequence[Sprout],
+        front: Sequence[Sequence[Spot]],
+        law: Tensor | None,
+        picks: list[list[int]],
+        sure: Iterator[bool],
+        eos: frozenset[int],
+    ) -> list[list[Spot]]:
+        """Add ``picks`` to the trees; the new frontier."""
+        out: list[list[Spot]] = [[] for _ in sprouts]
+        at = 0
+        for sprout, some, new in zip(sprouts, front, out, strict=True):
+            for node, spot in some:
+                if law is not None:
+                    sprout.laws.append(law[at])
+                below = zip(picks[at], self.below[spot], strict=False)
+                for (token, child), on in zip(below, sure, strict=False):
+                    i = sprout.add(token, node, len(sprout.laws) - 1)
+                    deep = sprout.depth[i] >= sprout.room
+                    ends = deep or token in eos or child not in self.below
+                    if on and not ends:
+                        new.append((i, child))
+                at += 1
+        return out
