@@ -123,7 +123,10 @@ def prepare(
         method = "speculative" if "draft" in options else default_method(lm)
     if gamma is not None:
         options["gamma"] = gamma
-    drafter, rule = find(method).parts(lm, **options)
+    found = find(method)
+    if "tokenizer" in found.options:  # drafts of another tokenizer
+        options.setdefault("tokenizer", tokenizer)
+    drafter, rule = found.parts(lm, **options)
     source = draws if draws is not None else Seeded(seed)
     sampling = Sampling(Warp(temperature, top_k, top_p), tuple(processors))
     ends = lm_eos(lm) if eos is None else eos

@@ -50,7 +50,7 @@ def resolve(draft: Any, target: Any) -> Any:
         raise ValueError(
             f"draft vocabulary {lm.vocab_size} differs from target "
             f"vocabulary {target.vocab_size}: give a draft that shares the "
-            "target's tokenizer"
+            "target's tokenizer, or method='universal' or 'tli'"
         )
     return lm
 
