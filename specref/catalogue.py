@@ -170,14 +170,15 @@ def lenience(
 MIDDLE = "draft-middle"
 # Pages of the book; a method without a notebook yet names its chapter.
 LOOP, ACCEPT, SPEED = "start/loop", "token/acceptance", "token/speedup"
-TOKEN = "token/index"
+TOKEN, MANY = "token/index", "token/candidates"
+TREES, BLOCK = "token/trees", "token/block"
 
 for line in (
     ("autoregressive", plain, "none", LOOP, True, None,
      "one token per target call: the baseline"),
     ("speculative", partial(chain, "tokenwise"), "Leviathan 2023, 2211.17192",
      ACCEPT, True, MIDDLE, "a chain from a draft model, token-wise rejection"),
-    ("block", partial(chain, "block"), "Sun 2024, 2403.10444", TOKEN, True,
+    ("block", partial(chain, "block"), "Sun 2024, 2403.10444", BLOCK, True,
      MIDDLE, "a chain, verified as a block: never accepts less"),
     ("int4", partial(copy, "int4"), "Leviathan 2023, 2211.17192", SPEED, True,
      None, "the target's own int4 copy drafts a chain until it is unsure"),
@@ -189,24 +190,24 @@ for line in (
      "the target's first layers draft a chain"),
     ("prompt_lookup", lookup, "Saxena 2023, prompt lookup decoding", TOKEN,
      True, None, "copies what followed the same words before; no model"),
-    ("spectr", spectr, "Sun 2023, 2310.15141", TOKEN, True, MIDDLE,
+    ("spectr", spectr, "Sun 2023, 2310.15141", MANY, True, MIDDLE,
      "k i.i.d. chains, k-SEQ"),
     ("specinfer", partial(tree, "recursive", IID), "Miao 2024, 2305.09781",
-     TOKEN, True, MIDDLE, "a tree of i.i.d. children, recursive rejection"),
-    ("naive", partial(tree, "naive", IID), "Miao 2024, 2305.09781", TOKEN,
+     MANY, True, MIDDLE, "a tree of i.i.d. children, recursive rejection"),
+    ("naive", partial(tree, "naive", IID), "Miao 2024, 2305.09781", MANY,
      True, MIDDLE, "a tree followed by the target's own draws: the baseline"),
     ("rsd", partial(tree, "recursive", WITHOUT_REPLACEMENT),
-     "Jeon 2024, 2402.14160", TOKEN, True, MIDDLE,
+     "Jeon 2024, 2402.14160", MANY, True, MIDDLE,
      "a tree drawn without replacement, recursive rejection"),
     ("topk_tree", partial(tree, "recursive", DETERMINISTIC),
-     "Li 2024, 2401.15077", TOKEN, True, MIDDLE,
+     "Li 2024, 2401.15077", MANY, True, MIDDLE,
      "a tree of top-k children, EAGLE's acceptance"),
     ("traversal", partial(tree, "traversal", WITHOUT_REPLACEMENT),
-     "Weng 2025, 2505.12398", TOKEN, True, MIDDLE,
+     "Weng 2025, 2505.12398", BLOCK, True, MIDDLE,
      "a tree judged from its leaves to its root"),
-    ("sequoia", sequoia, "Chen 2024, 2402.12374", TOKEN, True, MIDDLE,
+    ("sequoia", sequoia, "Chen 2024, 2402.12374", TREES, True, MIDDLE,
      "the best tree shape for measured acceptance"),
-    ("dynamic", dynamic, "Li 2024, 2406.16858", TOKEN, True, MIDDLE,
+    ("dynamic", dynamic, "Li 2024, 2406.16858", TREES, True, MIDDLE,
      "a tree grown where the draft is confident"),
     ("typical", typical, "Cai 2024, 2401.10774", TOKEN, False, MIDDLE,
      "LOSSY: typical acceptance on a top-k tree"),

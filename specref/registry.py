@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specref.draft.base import Drafter
+from specref.lm.drafts import WEIGHTS
 from specref.rules.base import Rule
 
 Parts = tuple[Drafter, Rule]
@@ -44,6 +45,17 @@ class Method:
         """Names of the options that `parts` takes."""
         names = list(inspect.signature(self.build).parameters)
         return names[1:]
+
+    @property
+    def ready(self) -> bool:
+        """Whether it runs without options: the head or draft that it has by
+        default is shipped.  Others are trained first, or given."""
+        takes = inspect.signature(self.build).parameters
+        head = getattr(takes.get("head"), "default", None)
+        draft = getattr(takes.get("draft"), "default", None)
+        needs = [f"head-{head}"] if isinstance(head, str) else []
+        needs += [f"draft-{draft}"] if draft == "other" else []
+        return all((WEIGHTS / f"{n}.safetensors").exists() for n in needs)
 
     def parts(self, target: Any, **options: Any) -> Parts:
         """Build drafter and rule.
@@ -78,7 +90,11 @@ def register(method: Method) -> Method:
 
 def methods() -> list[Method]:
     """Every registered method, in the order of the book."""
-    from specref import catalogue  # noqa: F401  fills the registry
+    from specref import (  # noqa: F401  they fill the registry
+        catalogue,
+        catalogue_heads,
+        catalogue_text,
+    )
 
     return list(_METHODS.values())
 

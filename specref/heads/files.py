@@ -7,6 +7,7 @@ checkpoints come through `specref.interchange`.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import weakref
@@ -30,6 +31,8 @@ KINDS = {
     "eagle3": ("eagle3", "Eagle3"),
     "mtp": ("mtp", "MTP"),
     "glide": ("glide", "Glide"),
+    "redrafter": ("redrafter", "ReDrafter"),
+    "mlp_speculator": ("mlp_speculator", "MLPSpeculator"),
 }
 # One head per target and name: reading and packing one takes time.
 _made: weakref.WeakKeyDictionary[Any, dict[Any, Head]] = (
@@ -148,7 +151,10 @@ def load_head(file: Path, target: Llama) -> Head:
         for k, v in about["options"].items()
     }
     head = build(about["kind"], target, words, options)
+    head.to(target.device, target.dtype)
     copy_named(head.trained(), state)
+    if hasattr(head, "merge"):
+        head.merge()
     return ready(head, target)
 
 
@@ -172,7 +178,11 @@ def resolve_head(
         vocab: keep that many of its most frequent words (FR-Spec).
     """
     if isinstance(head, Head):
-        return head if vocab is None else head.truncate(vocab)
+        if vocab is None:
+            return head
+        # A copy, but for the embedding: the caller's head stays whole.
+        own = copy.deepcopy(head, {id(head.embed): head.embed})
+        return own.truncate(vocab)
     made = _made.setdefault(target, {})
     key = str(head), vocab
     if key not in made:

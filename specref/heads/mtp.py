@@ -32,6 +32,15 @@ class MTP(PairHead):
         self.layer.index = 0
         self.norm = RMSNorm(self.width, c.rms_norm_eps)
 
+    @torch.no_grad()
+    def start_near(self, target: Llama) -> None:
+        """See `Head.start_near`."""
+        self.fc.weight[:, self.width :].mul_(0.5)
+        self.fc.weight[:, : self.width].copy_(torch.eye(self.width))
+        # A normed feature is a feature but for its size.
+        size = target.norm.weight.square().mean().sqrt()
+        self.norm.weight.fill_(float(size))
+
     def step(self, tokens: Tensor, features: Tensor, at: Attend) -> Tensor:
         """See `PairHead.step`."""
         e = self.token_norm(self.embed(tokens))

@@ -9,7 +9,7 @@ features: what was computed from guessed ones is never kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -45,28 +45,39 @@ class PairHead(Head):
         keys of step 0 up to position ``t``, and those of steps 1 .. s of
         its own pair only: exactly what decoding from ``t`` would hold.
         """
-        next_tokens = text.tokens[:, 1:]
-        batch, n = next_tokens.shape
-        where = torch.arange(n, device=next_tokens.device)
-        causal = where[:, None] >= where
-        own = torch.eye(n, dtype=torch.bool, device=where.device)
-        memory, out = Steps(), []
-        features = self.fuse(text.hidden, text.taps)
-        allowed = causal
-        for s in range(depth):
-            if s:
+        features, out = self.fuse(text.hidden, text.taps), []
+        for tokens, at in unroll(self, text.tokens[:, 1:], depth):
+            if out:
                 features = out[-1].detach() if self.detach else out[-1]
-                allowed = torch.cat((allowed, own), 1)
-            top = self.config.max_position_embeddings - 1
-            spots = (where + s).clamp(max=top).expand(batch, n)
-            cos, sin = self.angles(spots, self.dtype)
-            at = Attend(cos, sin, allowed.expand(batch, -1, -1), memory)
-            out.append(self.step(after(next_tokens, s), features, at))
+            out.append(self.step(tokens, features, at))
         return out
 
     def state(self, batch: int, capacity: int) -> PairState:
         """See `Head.state`."""
         return PairState(self, batch, capacity)
+
+
+def unroll(
+    head: Head, tokens: Tensor, depth: int
+) -> Iterator[tuple[Tensor, Attend]]:
+    """The steps of an unroll: their tokens, and who sees whom.
+
+    Args:
+        tokens: ``[B, n]``, the token of every pair.
+    """
+    batch, n = tokens.shape
+    where = torch.arange(n, device=tokens.device)
+    allowed = where[:, None] >= where
+    own = torch.eye(n, dtype=torch.bool, device=where.device)
+    top = head.config.max_position_embeddings - 1
+    memory = Steps()
+    for s in range(depth):
+        if s:
+            allowed = torch.cat((allowed, own), 1)
+        spots = (where + s).clamp(max=top).expand(batch, n)
+        cos, sin = head.angles(spots, head.dtype)
+        at = Attend(cos, sin, allowed.expand(batch, -1, -1), memory)
+        yield after(tokens, s), at
 
 
 class Steps:
@@ -108,6 +119,11 @@ class PairState:
 
     def begin(self, fresh: Sequence[Pairs]) -> Tensor:
         """See `State.begin`."""
+        self.take(fresh)
+        return self.head.logits(self.root)
+
+    def take(self, fresh: Sequence[Pairs]) -> None:
+        """Drop pending nodes, step each row's new pairs into ``root``."""
         if self.cache.pending:
             self.cache.keep([[] for _ in fresh])
         self.guesses = self.guesses[:, :0]
@@ -117,7 +133,6 @@ class PairState:
             for b, n in enumerate(size):
                 if n:
                     self.root[b] = out[b, n - 1]
-        return self.head.logits(self.root)
 
     def _feed(self, fresh: Sequence[Pairs], width: int) -> Tensor:
         """Step the new pairs of all rows and commit them."""

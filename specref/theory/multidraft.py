@@ -37,11 +37,12 @@ def kseq(p: ArrayLike, q: ArrayLike, k: int) -> tuple[float, float]:
 
     Sun et al. 2023 (2310.15141), Algorithm 2.  Candidates are tested
     against p / rho; with beta = sum min(q, p / rho) one of them passes with
-    chance 1 - (1 - beta)^k.  rho is the smallest valid one, the root of
-    1 - (1 - beta)^k = rho beta: the left side falls with rho (beta does),
-    the right side sum min(rho q, p) grows, so bisection finds it.  The
-    upper end is returned, since a smaller rho has a negative residual;
-    it is k where p and q have nothing in common.
+    chance 1 - (1 - beta)^k.  rho is the root of 1 - (1 - beta)^k =
+    rho beta: the left side falls with rho (beta does), the right side
+    sum min(rho q, p) grows, so bisection finds it.  The upper end is
+    returned: a smaller rho has a negative residual (or, where p > rho q
+    on all of p's support, may be valid and accepts the same).  It is k
+    where p and q have nothing in common.
 
     At least (1 - (1 - 1/k)^k) times `optimal_transport`.
 

@@ -12,6 +12,8 @@ from typing import Any
 # SmolLM2's embedding rows have a root mean square of 0.13, its features
 # after the last norm 2.0: these bring both to about one.
 SCALES = ("scales", (7.5, 0.5))
+# The streams that enter layers 2, 15 and 27 have 2.7, 6.3 and 22.
+TAP_SCALES = (0.35, 0.16, 0.045)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class HeadRecipe:
         rate: peak learning rate; warmed up, then a cosine to a tenth.
         visits: token positions to train on, prompts included.
         batch: token positions per step.
-        start_from: a head file whose fitting tensors it starts from.
+        start_from: a shipped head (or a head file) whose fitting tensors
+            it starts from.
     """
 
     name: str
@@ -64,12 +67,35 @@ class HeadRecipe:
 HEAD_RECIPES = {
     r.name: r
     for r in (
-        HeadRecipe("eagle", "eagle", (SCALES,), feature=1.0, noise=0.1),
         HeadRecipe(
-            "hass", "eagle", (SCALES,), depth=3, feature=1.0, topk=10,
-            topk_weight=1.0,
+            "medusa", "medusa",
+            (("heads", 3), ("blocks", 3), ("mix", True), SCALES), depth=3,
         ),
-        HeadRecipe("eagle3", "eagle3", depth=4),
-        HeadRecipe("mtp", "mtp", depth=2),
+        HeadRecipe(
+            "hydra", "hydra",
+            (("heads", 3), ("blocks", 1), ("skip", False), ("mix", True),
+             SCALES),
+            depth=3,
+        ),
+        # The prefix layer is trained, the heads are Hydra's own.
+        HeadRecipe(
+            "hydra_pp", "hydra",
+            (("heads", 3), ("blocks", 1), ("skip", False), ("mix", True),
+             ("prefix", True), ("base", "hydra")),
+            depth=3, visits=250_000,
+        ),
+        # The paper weighs its losses 1 and 0.1; only the ratio matters.
+        HeadRecipe("eagle", "eagle", (SCALES,), feature=10.0, noise=0.1),
+        # HASS goes on from EAGLE's head (whose scales are folded by then).
+        HeadRecipe(
+            "hass", "eagle", depth=3, feature=1.0, topk=10, topk_weight=1.0,
+            rate=6e-4, visits=600_000, start_from="eagle",
+        ),
+        HeadRecipe("mtp", "mtp", depth=2, visits=300_000),
+        HeadRecipe("glide", "glide", depth=3, visits=200_000),
+        HeadRecipe(
+            "eagle3", "eagle3", (("mix", True), ("scales", TAP_SCALES)),
+            depth=3, rate=1.5e-3, visits=1_400_000,
+        ),
     )
 }

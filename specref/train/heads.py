@@ -17,6 +17,7 @@ from torch import Tensor
 from specref.draws import Seeded
 from specref.heads import files
 from specref.heads.base import Head
+from specref.lm.drafts import WEIGHTS
 from specref.lm.llama import Llama
 from specref.train import trainer
 from specref.train.data import Corpus, groups, ranked
@@ -31,29 +32,33 @@ def begin(recipe: HeadRecipe, target: Llama, words: Tensor) -> Head:
 
     Matrices are uniform with standard deviation ``1 / sqrt(inputs)``, a
     fifth of that where their output is added to a residual; vectors stay
-    (norms one, biases zero), and so do matrices that a head has zeroed.
+    (norms one, biases zero), and so do output heads (the target's rows) and
+    matrices that a head has zeroed.
     """
     head = files.build(recipe.kind, target, words, dict(recipe.options))
     source = Seeded(recipe.seed)
     with torch.no_grad():
         for name, weight in head.trained().items():
             weight.requires_grad_(True)
-            if weight.dim() < 2 or name == "head.weight" or not weight.any():
+            given = name == "head.weight" or name.startswith("outputs.")
+            if weight.dim() < 2 or given or not weight.any():
                 continue
             reach = (3.0 / weight.shape[1]) ** 0.5
             if any(part in name for part in SMALL):
                 reach *= 0.2
             mark = source.uniform(weight.shape)
             weight.copy_((2.0 * mark - 1.0) * reach)
+    head.start_near(target)
     head.embed.requires_grad_(False)
     if recipe.start_from:
         _inherit(head, recipe.start_from)
     return head
 
 
-def _inherit(head: Head, file: str) -> None:
+def _inherit(head: Head, name: str) -> None:
     """Take the tensors of another head that fit by name and shape."""
-    _, state = files.read(Path(file))
+    shipped = WEIGHTS / f"head-{name}.safetensors"
+    _, state = files.read(shipped if shipped.exists() else Path(name))
     own = head.trained()
     with torch.no_grad():
         for name, tensor in state.items():
@@ -153,3 +158,23 @@ def finish(done: HeadTrainer, out: Path) -> Path:
     options = dict(recipe.options)
     files.save_head(done.head, file, recipe.kind, options, about)
     return file
+
+
+def train_head(
+    recipe: HeadRecipe,
+    target: Llama,
+    corpus: Corpus,
+    out: Path,
+    until: int | None = None,
+) -> None:
+    """Train to the end (or to step ``until``), then write the head.
+
+    A run that stops before its last step writes no head: its state waits
+    in ``out`` for the rest.
+    """
+    done = HeadTrainer(recipe, target, corpus, out / recipe.name)
+    done.run(until)
+    if done.step == recipe.steps:
+        print(f"head written to {finish(done, out)}")
+    else:
+        print(f"step {done.step} of {recipe.steps}; run again to go on")
