@@ -1,4 +1,4 @@
-"""The command line: generate, bench, methods, train, models.
+"""The command line: generate, bench, methods, train, models, export.
 
 People get text and tables, programs get ``--json`` on standard output;
 progress and errors go to standard error.
@@ -30,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
     train = sub.add_parser("train", help="distil a draft from the target")
     train.add_argument(
         "recipe",
-        help="responses, small, middle, curve, score, acceptance or report",
+        help="responses, features, small, middle, other, a head (eagle3), "
+        "curve, score, acceptance, accuracy or report",
     )
     train.add_argument("--data", default="data/responses", help="responses")
     train.add_argument("--out", default="runs", help="where weights go")
@@ -42,7 +43,19 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--json", action="store_true", help="for programs")
     train.add_argument("--steps", type=int, default=None)
     train.add_argument("--seed", type=int, default=0)
+    _export_args(sub.add_parser("export", help="write a head for an engine"))
     return top
+
+
+def _export_args(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--head", required=True, help="name, file or folder")
+    p.add_argument("--to", required=True, help="folder to write")
+    p.add_argument(
+        "--layout", default=None, help="speculators, eagle, medusa, ..."
+    )
+    p.add_argument("--verifier", default=None, help="the target's hub name")
+    p.add_argument("--draft-tokens", type=int, default=3)
+    _model_args(p)
 
 
 def _model_args(p: argparse.ArgumentParser) -> None:
@@ -72,9 +85,10 @@ def _bench_args(p: argparse.ArgumentParser) -> None:
     p.add_argument("--max-new-tokens", type=int, default=64)
     p.add_argument("--no-transformers", action="store_true")
     p.add_argument(
-        "--study", default="methods", help="methods, costs or chain"
+        "--study", default="methods", help="methods, costs, chain or heads"
     )
     p.add_argument("--draft", default="middle", help="of the chain study")
+    p.add_argument("--runs", default="runs", help="of the heads study")
     p.add_argument("--out", default=None, help="also write JSON there")
     _model_args(p)
 
@@ -211,6 +225,13 @@ def train(args: argparse.Namespace) -> None:
     from specref.train.run import main
 
     main(args)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a head in a serving engine's layout."""
+    from specref.interchange.command import main
+
+    main(args, _load(args))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
