@@ -10,6 +10,7 @@ Does not handle: batches, several devices.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from specref.api import Report, finish, prepare
-from specref.meter import Metered
+from specref.meter import Metered, MeteredHead
 from specref.registry import method as find
 from specref.timing import Curves, Spread, timed
 
@@ -45,6 +46,18 @@ class Tally:
         mine = self._of(kind)
         calls = sum(len(r.rounds) for r in mine)
         return sum(len(r.tokens) for r in mine) / calls
+
+    def acceptance(self, kind: str | None = None) -> list[float]:
+        """Acceptance by depth of all runs together, see `Report`."""
+        tried, taken = Counter[int](), Counter[int]()
+        for report in self._of(kind):
+            for r in report.rounds:
+                height = r.trees[report.row].height
+                got = r.accepted[report.row]
+                tried.update(range(min(height, got + 1)))
+                taken.update(range(min(height, got)))
+        depths = range(max(tried, default=-1) + 1)
+        return [round(taken[d] / tried[d], 4) for d in depths]
 
     def _of(self, kind: str | None) -> list[Report]:
         pairs = zip(self.reports, self.kinds, strict=True)
@@ -78,14 +91,18 @@ def metered(
 ) -> Run:
     """Run a method with every forward counted."""
     job = prepare(target, ids, label, **options)
-    meters = [Metered(job.target)]
+    meters: list[Any] = [Metered(job.target)]
     job.target = meters[0]
     if hasattr(job.drafter, "lm"):
         meters.append(Metered(job.drafter.lm))
         job.drafter.lm = meters[1]
-    known = [curves.of(m.lm) for m in meters]  # measured before the run
+    if hasattr(job.drafter, "head"):
+        meters.append(MeteredHead(job.drafter.head))
+        job.drafter.head = meters[-1]
+    for meter in meters:
+        curves.price(meter)  # its curve is measured before the run
     report = finish(job)[0]
-    cost = sum(c.total(m.passes) for c, m in zip(known, meters, strict=True))
+    cost = sum(curves.price(m) for m in meters)
     return Run(report, cost, sum(m.seconds for m in meters))
 
 
@@ -219,6 +236,7 @@ def rows(
                     "method": name,
                     "kind": kind or "all",
                     "tau": round(tally.tau(kind), 4),
+                    "acceptance": tally.acceptance(kind),
                     "tokens_per_s": round(tally.rate(kind), 2),
                     "speedup_vs_transformers": over_peer
                     and round(over_peer.median, 3),

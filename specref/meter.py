@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from specref.lm.base import LM, Output
 
@@ -41,6 +42,53 @@ class Metered:
         start = time.perf_counter()
         out = self.lm.forward(tokens, *args, **options)
         self.seconds += time.perf_counter() - start
+        return out
+
+
+class MeteredHead:
+    """A head that counts what its states do; see `Metered`.
+
+    Attributes:
+        begins: new pairs per row -> number of `State.begin`.
+        extends: nodes per row -> number of `State.extend`.
+        seconds: spent in both.
+    """
+
+    def __init__(self, head: Any) -> None:
+        self.head, self.seconds = head, 0.0
+        self.begins, self.extends = Counter[int](), Counter[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.head, name)
+
+    def state(self, batch: int, capacity: int) -> MeteredState:
+        """See `Head.state`."""
+        return MeteredState(self, self.head.state(batch, capacity))
+
+
+class MeteredState:
+    """The state of a `MeteredHead`."""
+
+    def __init__(self, meter: MeteredHead, state: Any) -> None:
+        self.meter, self.inner = meter, state
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def begin(self, fresh: Sequence[Any]) -> Tensor:
+        """See `State.begin`."""
+        self.meter.begins[max(len(f.tokens) for f in fresh)] += 1
+        return self._timed(self.inner.begin, fresh)
+
+    def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """See `State.extend`."""
+        self.meter.extends[tokens.shape[1]] += 1
+        return self._timed(self.inner.extend, tokens, parents)
+
+    def _timed(self, step: Callable[..., Tensor], *given: Any) -> Tensor:
+        start = time.perf_counter()
+        out = step(*given)
+        self.meter.seconds += time.perf_counter() - start
         return out
 
 

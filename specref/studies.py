@@ -1,7 +1,8 @@
-"""What ``specref bench`` runs: three studies on the real model.
+"""What ``specref bench`` runs: four studies on the real model.
 
 - ``methods``: every chosen method over the evaluation prompts, per kind.
 - ``costs``: time of a pass over 1..64 tokens, ours and transformers'.
+- ``heads``: acceptance, calibration, data and tree sizes of the heads.
 - ``chain``: a chain of gamma 1..8: predicted beside measured speedup, and
   transformers' assisted generation with the same draft.
 """
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from specref import bench, chain, peer, timing
+from specref import bench, chain, head_study, peer, timing
 from specref.lm.drafts import COPIES
 from specref.prompts import eval_prompts
 from specref.registry import methods
@@ -38,7 +39,11 @@ def plan_for(names: str) -> bench.Plan:
     if names == "default":
         return DEFAULT
     known = [m.name for m in methods()]
-    wanted = known if names == "all" else names.split(",")
+    wanted = names.split(",")
+    if names == "all":
+        wanted = [m.name for m in methods() if m.ready]
+        for name in sorted(set(known) - set(wanted)):
+            print(f"left out, no weights: {name}", file=sys.stderr)
     for name in wanted:
         if name not in known:
             raise ValueError(
@@ -120,6 +125,7 @@ STUDIES = {
     "methods": study_methods,
     "costs": study_costs,
     "chain": study_chain,
+    "heads": head_study.study,
 }
 
 
@@ -148,6 +154,12 @@ def show(result: dict[str, Any]) -> None:
     where = result["provenance"]
     print(f"{where['device']}, {where['threads']} threads, {where['date']}")
     table = result.get("rows")
+    if "by_depth" in result:
+        table = [
+            {"head": name, **{f"depth {i}": a for i, a in
+                              enumerate(row["agree"], 1)}}
+            for name, row in result["by_depth"].items()
+        ]
     if table is None:
         columns = [k for k in result if k != "provenance"]
         table = [

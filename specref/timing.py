@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from specref.meter import CostCurve
+from specref.heads.base import Pairs
+from specref.meter import CostCurve, Metered, MeteredHead
 
 WILD = 0.5  # refuse when (q3 - q1) / median of the baseline exceeds this
 
@@ -123,6 +124,42 @@ def pass_costs(
         return interleave(steps, repeats)
 
 
+def head_costs(
+    head: Any, sizes: Sequence[int], past: int = 128, repeats: int = 15
+) -> dict[str, dict[int, Spread]]:
+    """Seconds of ``begin`` with k new pairs and of ``extend`` by k nodes,
+    past ``past`` pairs, in a state of one row."""
+    took: dict[str, dict[int, list[float]]] = {
+        name: {k: [] for k in sizes} for name in ("begin", "extend")
+    }
+    with torch.inference_mode():
+        room = past + (repeats + 3) * (max(sizes) + 1) * 2
+        state = head.state(1, room)
+        state.begin([_pairs(head, past)])
+        for i in range(repeats + 2):
+            for k in sizes:
+                if i % 4 == 0:  # stay near the asked past
+                    state = head.state(1, room)
+                    state.begin([_pairs(head, past)])
+                _, begun = timed(partial(state.begin, [_pairs(head, k)]))
+                ids = torch.zeros(1, k, dtype=torch.long)
+                grow = partial(state.extend, ids, torch.full((1, k), -1))
+                _, grown = timed(grow)
+                if i > 1:
+                    took["begin"][k].append(begun)
+                    took["extend"][k].append(grown)
+    return {
+        name: {k: Spread.of(v) for k, v in rows.items()}
+        for name, rows in took.items()
+    }
+
+
+def _pairs(head: Any, count: int) -> Pairs:
+    """Pairs of the right shapes."""
+    wide = torch.ones(count, head.width, device=head.device, dtype=head.dtype)
+    return Pairs(wide, (wide,) * len(head.taps), (1,) * count)
+
+
 class Curves:
     """Cost curves of every model that a plan runs, measured once.
 
@@ -138,7 +175,7 @@ class Curves:
         repeats: int = 9,
     ) -> None:
         self.sizes, self.past, self.repeats = sizes, past, repeats
-        self.known: dict[int, tuple[Any, CostCurve]] = {}
+        self.known: dict[int, tuple[Any, Any]] = {}
 
     def of(self, lm: Any) -> CostCurve:
         """The curve of a model; measures it on first sight."""
@@ -147,3 +184,23 @@ class Curves:
             curve = CostCurve({n: s.median for n, s in took.items()})
             self.known[id(lm)] = lm, curve  # holding lm keeps its id taken
         return self.known[id(lm)][1]
+
+    def of_head(self, head: Any) -> dict[str, CostCurve]:
+        """The curves of a head's two steps, see `head_costs`."""
+        if id(head) not in self.known:
+            sizes = [n for n in self.sizes if n <= 33]
+            took = head_costs(head, sizes, self.past, self.repeats)
+            curves = {
+                name: CostCurve({n: s.median for n, s in rows.items()})
+                for name, rows in took.items()
+            }
+            self.known[id(head)] = head, curves
+        return self.known[id(head)][1]
+
+    def price(self, meter: Metered | MeteredHead) -> float:
+        """Seconds that what a meter counted should take."""
+        if isinstance(meter, Metered):
+            return self.of(meter.lm).total(meter.passes)
+        curves = self.of_head(meter.head)
+        begun = curves["begin"].total(meter.begins)
+        return begun + curves["extend"].total(meter.extends)

@@ -7,9 +7,11 @@ on the CPU by accident, or a ``.cpu()`` that only works there, is an error.
 
 from __future__ import annotations
 
+import every
 import pytest
 import tiny
 import torch
+import toy_vocab
 from far import FAR, Far, FarDevice, send
 
 import specref
@@ -35,6 +37,12 @@ def decode(lm: Llama, method: str, temperature: float, **extra):
     if "draft" in build.options:
         draft = tiny.llama(seed=1, num_hidden_layers=1)
         options["draft"] = draft if lm.device.type == "cpu" else send(draft)
+    if "tokenizer" in build.options:
+        options |= toy_vocab.pair23()
+    if "head" in build.options:
+        options |= every.headed_options(method, build.options)
+        if lm.device.type != "cpu":
+            send(options["head"])
     return specref.generate(
         lm,
         PROMPT,
@@ -71,13 +79,13 @@ def test_the_pretended_device_computes_and_refuses_mixtures():
 
 def test_an_accident_in_the_forward_is_noticed(monkeypatch):
     """A cache that makes its slots on the CPU fails here."""
-    from specref.lm import llama
+    from specref.lm import rotary as room
 
     def careless(config, device):
         return rotary(config, "cpu")
 
-    rotary = llama.rotary
-    monkeypatch.setattr(llama, "rotary", careless)
+    rotary = room.rotary
+    monkeypatch.setattr(room, "rotary", careless)
     lm = send(tiny.llama())
     with FarDevice(), pytest.raises(RuntimeError, match="mixes devices"):
         decode(lm, "autoregressive", 0.0)

@@ -43,13 +43,14 @@ FLOOR = {
     "theory": 0,
     **dict.fromkeys(("draws", "tree", "warp", "prompts", "inputs"), 1),
     **dict.fromkeys(("laws", "rules", "lm"), 2),
+    "heads": 2.5,
     "draft": 3,
     "decode": 4,
     **dict.fromkeys(("registry", "train", "edge", "prefill", "vision"), 5),
     "api": 6,
     "meter": 3,
     "timing": 4,
-    "chain": 8,
+    **dict.fromkeys(("chain", "head_study"), 8),
     "peer": 6,
     **dict.fromkeys(("bench", "plots", "hf_generate"), 7),
     "studies": 9,
@@ -59,6 +60,10 @@ FLOOR = {
 # Files that are one room although they lie side by side.
 ROOM = {
     "catalogue": "registry",
+    "interchange": "heads",
+    "catalogue_text": "registry",
+    "catalogue_heads": "registry",
+    "interchange": "heads",
     "hf_run": "hf_generate",
     "tagged": "hf_generate",
 }
