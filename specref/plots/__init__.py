@@ -12,7 +12,7 @@ Does not handle: animation, interactive figures.  matplotlib is an optional
 dependency, imported on first use.
 """
 
-from specref.plots.draw import bars, cost_curve, tree
+from specref.plots.draw import bars, cost_curve
 from specref.plots.result import speedup_by_method, table
 from specref.plots.style import (
     COLORS,
@@ -24,6 +24,7 @@ from specref.plots.style import (
     save,
     use,
 )
+from specref.plots.trees import draw_tree, leaves, tree
 
 __all__ = [
     "COLORS",
@@ -33,7 +34,9 @@ __all__ = [
     "WIDTH",
     "bars",
     "cost_curve",
+    "draw_tree",
     "figure",
+    "leaves",
     "save",
     "speedup_by_method",
     "table",

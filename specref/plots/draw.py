@@ -1,6 +1,7 @@
-"""The drawings: bars with predictions, cost curves, draft trees.
+"""The drawings: bars with predictions, cost curves.
 
-Does not handle: data; each function draws what it is given.
+Does not handle: data; each function draws what it is given.  Draft trees
+are in `specref.plots.trees`.
 """
 
 from __future__ import annotations
@@ -13,14 +14,11 @@ from specref.plots.style import (
     CYCLE,
     LINES,
     MARKERS,
-    WIDTH,
     figure,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from specref.tree import Tree
 
 
 def bars(
@@ -138,89 +136,3 @@ def cost_curve(
     ax.set_ylim(bottom=0)
     ax.legend()
     return ax
-
-
-def tree(
-    tree: Tree,
-    accepted: Sequence[int] = (),
-    labels: Sequence[str] | None = None,
-    *,
-    root: str = "last",
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw a draft tree from left to right.
-
-    Args:
-        tree: a `specref.tree.Tree`.
-        accepted: nodes drawn as accepted: filled, with thick edges.
-        labels: one text per node; default its token id.
-        root: text of the last committed token.
-    Raises:
-        ValueError: ``labels`` has not one entry per node, or
-            ``accepted`` names a node that is not there.
-    """
-    texts = list(map(str, tree.tokens)) if labels is None else list(labels)
-    if len(texts) != len(tree):
-        raise ValueError(
-            f"labels must have one entry per node ({len(tree)}), got "
-            f"{len(texts)}"
-        )
-    if any(not 0 <= i < len(tree) for i in accepted):
-        raise ValueError(
-            f"accepted must hold nodes from 0 to {len(tree) - 1}, got "
-            f"{list(accepted)}"
-        )
-    rows = _rows(tree)
-    if ax is None:
-        _, ax = figure(
-            height=0.5 + 0.55 * (1 + max(rows.values())),
-            width=min(WIDTH, 1.5 * (tree.height + 1)),
-        )
-    for node, parent in enumerate(tree.parents):
-        kept = node in accepted
-        ax.plot([tree.depth(parent), tree.depth(node)],
-                [rows[parent], rows[node]], linestyle="-", zorder=1,
-                color=COLORS["accepted" if kept else "rejected"],
-                linewidth=3 if kept else 1.2)
-    for node in range(-1, len(tree)):
-        text = root if node < 0 else texts[node]
-        kept = node < 0 or node in accepted
-        _node(ax, tree.depth(node), rows[node], text, kept)
-    ax.set_xlim(-0.5, tree.height + 0.5)
-    ax.set_ylim(max(rows.values()) + 0.6, -0.6)
-    ax.axis("off")
-    return ax
-
-
-def _node(ax: Axes, x: float, y: float, text: str, kept: bool) -> None:
-    """A boxed text; dark when kept, so that print shows it too."""
-    box = {
-        "boxstyle": "round,pad=0.35",
-        "facecolor": COLORS["accepted" if kept else "paper"],
-        "edgecolor": COLORS["accepted" if kept else "rejected"],
-        "linewidth": 1.5,
-    }
-    ink = COLORS["paper" if kept else "ink"]
-    ax.text(x, y, text, ha="center", va="center", color=ink, bbox=box,
-            fontweight="bold" if kept else "normal")
-
-
-def _rows(tree: Tree) -> dict[int, float]:
-    """Height of each node: leaves in a row, parents amid their children."""
-    rows: dict[int, float] = {}
-    free = 0
-    for node in [*_preorder(tree, -1)][::-1]:
-        below = [rows[child] for child in tree.children(node)]
-        if below:
-            rows[node] = (min(below) + max(below)) / 2
-        else:
-            rows[node], free = float(free), free + 1
-    return {node: free - 1 - row for node, row in rows.items()}
-
-
-def _preorder(tree: Tree, node: int) -> list[int]:
-    out, stack = [], [node]
-    while stack:
-        out.append(stack.pop())
-        stack += tree.children(out[-1])[::-1]
-    return out
