@@ -189,7 +189,8 @@ def methods(args: argparse.Namespace) -> None:
     for row in table:
         law = "lossless" if row["lossless"] else "lossy"
         print(f"{row['name']:<22} {law:<9} {row['summary']}")
-        print(f"{'':<22} {row['paper']}; {row['chapter']}")
+        weights = row["weights"] or "no trained weights"
+        print(f"{'':<22} {row['paper']}; {row['chapter']}; {weights}")
 
 
 def models(args: argparse.Namespace) -> None:

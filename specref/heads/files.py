@@ -208,7 +208,7 @@ def _find(name: str, target: Llama) -> Head:
         f.stem.removeprefix("head-") for f in WEIGHTS.glob("head-*")
     )
     raise ValueError(
-        f"unknown head {name!r}: give one of {', '.join(known)}, a "
-        ".safetensors file of specref train, the folder of a published "
-        "checkpoint, or a Head"
+        f"unknown head {name!r}: give one of {', '.join(known)}, the "
+        ".safetensors file of a head that `specref train` made, the folder "
+        "of a published checkpoint, or a Head"
     )
