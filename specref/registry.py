@@ -48,8 +48,10 @@ class Method:
 
     @property
     def ready(self) -> bool:
-        """Whether it runs without options: the head or draft that it has by
-        default is shipped.  Others are trained first, or given."""
+        """Whether it runs without options, its head or draft being shipped.
+
+        Others are trained first, or given.
+        """
         takes = inspect.signature(self.build).parameters
         head = getattr(takes.get("head"), "default", None)
         draft = getattr(takes.get("draft"), "default", None)
