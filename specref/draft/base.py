@@ -51,6 +51,15 @@ class Prefill:
     taps: tuple[Tensor, ...] = ()
 
 
+def check_positions(what: str, limit: int | None, need: int) -> None:
+    """Raise when a draft or head has fewer positions than are needed."""
+    if limit is not None and need > limit:
+        raise ValueError(
+            f"{what} has {limit} positions, the prompt plus max_new_tokens "
+            f"need {need}: shorten one of them or give another {what}"
+        )
+
+
 class Drafter:
     """Base class: state handling that most drafters share.
 

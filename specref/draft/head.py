@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 
-from specref.draft.base import Accepted, Drafter, Prefill
+from specref.draft.base import (
+    Accepted,
+    Drafter,
+    Prefill,
+    check_positions,
+)
 from specref.draft.grow import Sprout
 from specref.draws import Draws
 from specref.heads.base import Head, Pairs
@@ -57,12 +62,7 @@ class HeadDrafter(Drafter):
         """
         super().start(rows, capacity, sampling, eos, prefill)
         limit = self.head.config.max_position_embeddings
-        if capacity - self.max_nodes - 1 > limit:
-            raise ValueError(
-                f"head has {limit} positions, the prompt plus "
-                f"max_new_tokens need {capacity - self.max_nodes - 1}: "
-                "shorten one of them"
-            )
+        check_positions("head", limit, capacity - self.max_nodes - 1)
         self.state = self.head.state(len(rows), capacity)
         self._news: list[list[Pairs]] = [[] for _ in rows]
         self._ready = [False] * len(rows)

@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from specref.draft.base import Accepted, Drafter, Prefill
+from specref.draft.base import (
+    Accepted,
+    Drafter,
+    Prefill,
+    check_positions,
+)
 from specref.draft.grow import Sprout
 from specref.draft.step import LMStepper
 from specref.draws import Draws
@@ -43,19 +48,11 @@ class ModelDrafter(Drafter):
         prefill: Sequence[Prefill] | None = None,
     ) -> None:
         super().start(rows, capacity, sampling, eos, prefill)
-        self._check_positions(capacity - self.max_nodes - 1)
+        limit = getattr(self.lm, "max_positions", None)
+        check_positions("draft", limit, capacity - self.max_nodes - 1)
         self.stepper = LMStepper(self.lm, len(rows), capacity)
         if self.length is not None:
             self.length.start(len(rows))
-
-    def _check_positions(self, need: int) -> None:
-        limit = getattr(self.lm, "max_positions", None)
-        if limit is not None and need > limit:
-            raise ValueError(
-                f"draft has {limit} positions, the prompt plus "
-                f"max_new_tokens need {need}: shorten one of them or give "
-                "another draft"
-            )
 
     def propose(
         self,

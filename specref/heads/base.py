@@ -166,8 +166,7 @@ class Head(nn.Module):
     def start_near(self, target: Llama) -> None:
         """Turn random weights into a start for training: where a head can,
         the newest feature passes through, so that the first guess for the
-        next token's successor is what the target said before it.  It halves
-        the training that the same acceptance takes."""
+        next token's successor is what the target said before it."""
 
     def truncate(self, count: int) -> Head:
         """Keep the ``count`` most frequent words (FR-Spec, Zhao et al.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from specref.heads.base import Head
-from specref.lm.drafts import WEIGHTS
+from specref.lm.drafts import WEIGHTS, read_trained
 from specref.lm.llama import Llama
 from specref.lm.weights import copy_named
 
@@ -105,22 +105,7 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ValueError: no such file, no head file, or an altered one.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not file.exists():
-        raise ValueError(
-            f"head file {file} does not exist: train one with `specref "
-            "train`, or give the path of one"
-        )
-    try:
-        with safe_open(file, "pt") as f:
-            meta = f.metadata() or {}
-            state = {name: f.get_tensor(name) for name in f.keys()}
-    except SafetensorError as error:
-        raise ValueError(
-            f"head file {file.name} is truncated or altered ({error}): "
-            "fetch or train it again"
-        ) from error
+    meta, state = read_trained(file, "head")
     if "kind" not in meta or "words" not in state:
         raise ValueError(
             f"{file.name} is no head of specref train: published "

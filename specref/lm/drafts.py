@@ -118,6 +118,30 @@ def clone(target: Llama, dtype: torch.dtype) -> Llama:
     return assign(copy, dict(target.named_parameters()))
 
 
+def read_trained(
+    file: Path, what: str
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors of a file that ``specref train`` wrote.
+
+    Raises:
+        ValueError: no such file, or an altered one; it says ``what`` it is.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not file.exists():
+        raise ValueError(
+            f"{what} file {file} does not exist: train one with `specref "
+            "train`, or give the path of one"
+        )
+    try:
+        with safe_open(file, "pt") as f:
+            return f.metadata() or {}, {n: f.get_tensor(n) for n in f.keys()}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{what} file {file.name} is truncated or altered ({error})"
+        ) from error
+
+
 def load_draft(file: Path, target: Llama) -> Llama:
     """A trained draft, in the target's dtype, with the target's embedding.
 
@@ -125,23 +149,9 @@ def load_draft(file: Path, target: Llama) -> Llama:
         ValueError: no such file, truncated or altered weights, or a draft
             that was trained for another target.
     """
-    from safetensors import SafetensorError, safe_open
-
     from specref.lm.weights import copy_named
 
-    if not file.exists():
-        raise ValueError(
-            f"draft file {file} does not exist: train one with `specref "
-            "train`, or give the path of one"
-        )
-    try:
-        with safe_open(file, "pt") as f:
-            meta = f.metadata() or {}
-            state = {name: f.get_tensor(name) for name in f.keys()}
-    except SafetensorError as error:
-        raise ValueError(
-            f"weight file {file.name} is truncated or altered ({error})"
-        ) from error
+    meta, state = read_trained(file, "draft")
     if "config" not in meta:
         raise ValueError(
             f"weight file {file.name} holds no draft config: it was not "

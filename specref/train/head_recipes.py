@@ -1,7 +1,7 @@
 """Recipes of the heads: one small record per method.
 
-Compared heads have about four million trained parameters, one draft
-vocabulary and the same responses.
+Compared heads have three to five and a half million trained parameters, one
+draft vocabulary and the same responses; not the same number of visits.
 """
 
 from __future__ import annotations
